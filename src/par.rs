@@ -1,0 +1,192 @@
+//! Who runs the parts of an operation: this thread, rayon's, or a host's own threads as part i of n.
+//!
+//! What a part computes never depends on who runs it, so results have the same bits for any number of threads. This is the
+//! only file that names rayon.
+
+use crate::error::Error;
+use crate::view::{Tiles, ViewMut};
+use crate::workspace::{ALIGN, Workspace, bytes_of};
+
+/// Who runs the parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Par {
+    /// This thread, one part after another; never allocates.
+    Seq,
+    /// The threads of the current rayon pool.
+    #[cfg(feature = "rayon")]
+    Rayon,
+    /// Every `count`-th share of the parts, on the calling thread: for hosts that bring their own threads. Each of `count`
+    /// threads makes the same call with its own `index`. An operation in several phases needs a barrier between them: all
+    /// threads call with `phase` 0, wait for one another, then call with `phase` 1 and the same operands and workspace.
+    Part {
+        /// Which share, below `count`.
+        index: usize,
+        /// How many shares.
+        count: usize,
+        /// Which phase of the operation.
+        phase: usize,
+    },
+}
+
+impl Default for Par {
+    /// Rayon where the feature is on, else this thread.
+    fn default() -> Self {
+        #[cfg(feature = "rayon")]
+        return Par::Rayon;
+        #[cfg(not(feature = "rayon"))]
+        Par::Seq
+    }
+}
+
+/// Disjoint pieces, each handed out once: tiles of tensors, tuples of them, and options of them.
+pub(crate) trait Split: Sync {
+    /// One piece.
+    type Piece: Send;
+    /// How many pieces, or None where any number will do (an absent operand).
+    fn pieces(&self) -> Option<usize>;
+    /// Piece `index`.
+    ///
+    /// # Safety
+    /// Each index may be taken once only, while `self` is borrowed.
+    unsafe fn piece(&self, index: usize) -> Self::Piece;
+}
+
+impl<'a, T: Copy + Send + Sync, const R: usize> Split for Tiles<'a, '_, T, R> {
+    type Piece = ViewMut<'a, T, R>;
+    fn pieces(&self) -> Option<usize> {
+        Some(self.count())
+    }
+    unsafe fn piece(&self, index: usize) -> Self::Piece {
+        // SAFETY: the caller takes each index once.
+        unsafe { self.tile(index) }
+    }
+}
+
+impl<S: Split> Split for Option<S> {
+    type Piece = Option<S::Piece>;
+    fn pieces(&self) -> Option<usize> {
+        self.as_ref().and_then(S::pieces)
+    }
+    unsafe fn piece(&self, index: usize) -> Self::Piece {
+        // SAFETY: the caller takes each index once.
+        self.as_ref().map(|s| unsafe { s.piece(index) })
+    }
+}
+
+/// The same number of pieces in each of two sets, or none said.
+fn agree(a: Option<usize>, b: Option<usize>) -> Option<usize> {
+    if let (Some(a), Some(b)) = (a, b) {
+        assert_eq!(a, b, "operands are cut into different numbers of pieces");
+    }
+    a.or(b)
+}
+
+macro_rules! split_tuple {
+    ($($s:ident $i:tt),+) => {
+        impl<$($s: Split),+> Split for ($($s,)+) {
+            type Piece = ($($s::Piece,)+);
+            fn pieces(&self) -> Option<usize> {
+                let mut n = None;
+                $(n = agree(n, self.$i.pieces());)+
+                n
+            }
+            unsafe fn piece(&self, index: usize) -> Self::Piece {
+                // SAFETY: the caller takes each index once, so each set's index is taken once.
+                unsafe { ($(self.$i.piece(index),)+) }
+            }
+        }
+    };
+}
+
+split_tuple!(A 0);
+split_tuple!(A 0, B 1);
+split_tuple!(A 0, B 1, C 2);
+split_tuple!(A 0, B 1, C 2, D 3);
+split_tuple!(A 0, B 1, C 2, D 3, E 4);
+split_tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
+split_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
+split_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
+split_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8);
+split_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9);
+split_tuple!(A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10);
+
+impl Par {
+    /// How many threads work at once at most; each has its own scratch memory.
+    pub fn workers(self) -> usize {
+        match self {
+            Par::Seq => 1,
+            #[cfg(feature = "rayon")]
+            Par::Rayon => rayon::current_num_threads(),
+            Par::Part { count, .. } => count,
+        }
+    }
+
+    /// An error unless a part's index and phase make sense for an operation of `phases` phases.
+    pub(crate) fn check(self, phases: usize) -> Result<(), Error> {
+        let Par::Part { index, count, phase } = self else { return Ok(()) };
+        if index < count && phase < phases {
+            return Ok(());
+        }
+        Err(Error::Value { operand: "par", why: format!("part {index} of {count}, phase {phase}: this operation has {phases} phase(s)") })
+    }
+
+    /// Bytes of workspace that [`Par::run`] takes with `each` bytes of scratch memory for a worker.
+    pub(crate) fn scratch_bytes(self, each: usize) -> usize {
+        bytes_of::<u8>(self.workers().saturating_mul(each.next_multiple_of(ALIGN))).saturating_add(ALIGN)
+    }
+
+    /// Calls `work(index, piece, scratch)` once for each of `count` indices, in any order and on any thread, in phase
+    /// `phase` of the operation. Each worker has `each` bytes of scratch memory, taken from `ws`.
+    pub(crate) fn run<S: Split>(
+        self,
+        phase: usize,
+        count: usize,
+        split: S,
+        ws: &mut Workspace<'_>,
+        each: usize,
+        work: impl Fn(usize, S::Piece, &mut Workspace<'_>) + Sync,
+    ) -> Result<(), Error> {
+        assert_eq!(agree(split.pieces(), Some(count)), Some(count));
+        let scratch = ws.scratch(self.workers(), each)?.tiles(crate::view::Cut::Every(0, 1), crate::view::Cut::Whole);
+        // SAFETY: `do_index` is called once for each index below.
+        let do_index = |i: usize, ws: &mut Workspace<'_>| work(i, unsafe { split.piece(i) }, &mut ws.reborrow());
+        // SAFETY: each worker takes its own row, once.
+        let scratch_of = |worker: usize| Workspace::of_row(unsafe { scratch.tile(worker) });
+        match self {
+            Par::Seq => {
+                let mut mine = scratch_of(0);
+                (0..count).for_each(|i| do_index(i, &mut mine));
+            }
+            #[cfg(feature = "rayon")]
+            Par::Rayon => {
+                let workers = self.workers().min(count);
+                if workers <= 1 {
+                    let mut mine = scratch_of(0);
+                    (0..count).for_each(|i| do_index(i, &mut mine));
+                    return Ok(());
+                }
+                let next = core::sync::atomic::AtomicUsize::new(0);
+                let share = |worker: usize| {
+                    let mut mine = scratch_of(worker);
+                    loop {
+                        let i = next.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+                        if i >= count {
+                            return;
+                        }
+                        do_index(i, &mut mine);
+                    }
+                };
+                let share = &share;
+                rayon::scope(|s| (0..workers).for_each(|w| s.spawn(move |_| share(w))));
+            }
+            Par::Part { index, count: parts, phase: now } => {
+                if now == phase {
+                    let mut mine = scratch_of(index);
+                    let bound = |p: usize| (count as u128 * p as u128 / parts as u128) as usize;
+                    (bound(index)..bound(index + 1)).for_each(|i| do_index(i, &mut mine));
+                }
+            }
+        }
+        Ok(())
+    }
+}

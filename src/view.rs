@@ -1,0 +1,480 @@
+//! Where tensors live (`Memory`), and borrowed views of them with dimensions and strides.
+//!
+//! Strides count elements, may be negative or 0 (a broadcast, for inputs), and decide the memory order; the logical order is
+//! always the one the operand states, (B, L, D) for sequences. Constructors accept anything; each operation checks its
+//! operands first and names the one that is wrong.
+
+use core::marker::PhantomData;
+use core::ops::Range;
+
+use bytemuck::Pod;
+
+use crate::error::Error;
+
+/// Where tensors live. Views over different memories are different types, so no device pointer reaches a CPU engine.
+pub trait Memory: Copy + Send + Sync + 'static {
+    /// A shared borrow of a buffer.
+    type Ref<'a, T: 'a>: Copy;
+    /// An exclusive borrow of a buffer.
+    type Mut<'a, T: 'a>;
+}
+
+/// Memory of this process.
+#[derive(Debug, Clone, Copy)]
+pub struct Host;
+
+/// A borrowed host buffer that parts of one operation may read together.
+#[derive(Debug)]
+pub struct HostRef<'a, T> {
+    ptr: *const T,
+    len: usize,
+    life: PhantomData<&'a [T]>,
+}
+
+impl<T> Clone for HostRef<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for HostRef<'_, T> {}
+
+/// A borrowed host buffer whose disjoint elements parts of one operation may write together.
+#[derive(Debug)]
+pub struct HostMut<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    life: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a HostRef stands for `&'a [T]`, which is Send and Sync where T is Sync.
+unsafe impl<T: Sync> Send for HostRef<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for HostRef<'_, T> {}
+// SAFETY: a HostMut stands for exclusive access to its own elements, as `&'a mut [T]` does.
+unsafe impl<T: Send> Send for HostMut<'_, T> {}
+// SAFETY: through a shared HostMut elements can only be read.
+unsafe impl<T: Sync> Sync for HostMut<'_, T> {}
+
+impl Memory for Host {
+    type Ref<'a, T: 'a> = HostRef<'a, T>;
+    type Mut<'a, T: 'a> = HostMut<'a, T>;
+}
+
+/// A borrowed tensor of rank `R`.
+pub struct View<'a, T: 'a, const R: usize, M: Memory = Host> {
+    data: M::Ref<'a, T>,
+    offset: usize,
+    dims: [usize; R],
+    strides: [isize; R],
+}
+
+impl<T, const R: usize, M: Memory> Clone for View<'_, T, R, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T, const R: usize, M: Memory> Copy for View<'_, T, R, M> {}
+
+/// A borrowed tensor of rank `R` that is written.
+pub struct ViewMut<'a, T: 'a, const R: usize, M: Memory = Host> {
+    data: M::Mut<'a, T>,
+    offset: usize,
+    dims: [usize; R],
+    strides: [isize; R],
+}
+
+/// Row-major strides: the last axis is contiguous. Saturates where the product overflows; the check then refuses the view.
+pub fn contiguous<const R: usize>(dims: [usize; R]) -> [isize; R] {
+    let mut strides = [1isize; R];
+    for i in (1..R).rev() {
+        strides[i - 1] = strides[i].saturating_mul(isize::try_from(dims[i].max(1)).unwrap_or(isize::MAX));
+    }
+    strides
+}
+
+/// Lowest and highest index a layout reaches, or None for an empty tensor.
+fn extent<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R]) -> Option<(i128, i128)> {
+    if dims.contains(&0) {
+        return None;
+    }
+    let (mut low, mut high) = (offset as i128, offset as i128);
+    for (dim, stride) in dims.into_iter().zip(strides) {
+        let reach = (dim as i128 - 1).saturating_mul(stride as i128);
+        if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
+    }
+    Some((low, high))
+}
+
+fn check_bounds<const R: usize>(
+    operand: &'static str,
+    len: usize,
+    offset: usize,
+    dims: [usize; R],
+    strides: [isize; R],
+) -> Result<(), Error> {
+    match extent(offset, dims, strides) {
+        Some((low, high)) if low < 0 || high >= len as i128 => Err(Error::Layout {
+            operand,
+            why: format!(
+                "shape {dims:?} with strides {strides:?} from offset {offset} reaches indices {low}..={high} of a buffer of {len} elements"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn check_shape<const R: usize>(operand: &'static str, got: [usize; R], want: [usize; R]) -> Result<(), Error> {
+    if got == want { Ok(()) } else { Err(Error::Shape { operand, got: got.to_vec(), want: want.to_vec() }) }
+}
+
+/// Whether no two index tuples share an element: sorted by stride, each axis steps over all that is inside it.
+fn nests<const R: usize>(dims: [usize; R], strides: [isize; R]) -> bool {
+    if dims.contains(&0) {
+        return true;
+    }
+    let mut axes: [(usize, usize); R] = core::array::from_fn(|i| (strides[i].unsigned_abs(), dims[i]));
+    axes.sort_unstable();
+    let mut inside = 0u128;
+    for (stride, dim) in axes {
+        if dim > 1 {
+            if (stride as u128) <= inside {
+                return false;
+            }
+            inside = inside.saturating_add((dim as u128 - 1).saturating_mul(stride as u128));
+        }
+    }
+    true
+}
+
+fn linear<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R], index: [usize; R]) -> usize {
+    let mut at = offset as isize;
+    for i in 0..R {
+        assert!(index[i] < dims[i], "index {index:?} outside shape {dims:?}");
+        at += index[i] as isize * strides[i];
+    }
+    at as usize
+}
+
+macro_rules! shared {
+    ($view:ident) => {
+        impl<T, const R: usize, M: Memory> core::fmt::Debug for $view<'_, T, R, M> {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                write!(f, concat!(stringify!($view), "({:?}, strides {:?})"), self.dims, self.strides)
+            }
+        }
+
+        impl<'a, T, const R: usize, M: Memory> $view<'a, T, R, M> {
+            /// Dimensions.
+            pub fn dims(&self) -> [usize; R] {
+                self.dims
+            }
+
+            /// Strides in elements.
+            pub fn strides(&self) -> [isize; R] {
+                self.strides
+            }
+
+            /// The part with `range` along `axis`. Panics where the range leaves the axis.
+            pub fn slice(mut self, axis: usize, range: Range<usize>) -> Self {
+                assert!(range.start <= range.end && range.end <= self.dims[axis], "range {range:?} outside axis {axis} of {:?}", self.dims);
+                self.dims[axis] = range.end - range.start;
+                if !self.dims.contains(&0) {
+                    self.offset = (self.offset as isize + range.start as isize * self.strides[axis]) as usize;
+                }
+                self
+            }
+
+            /// The axes in another order: axis i of the result is axis `axes[i]` of this.
+            pub fn permute(mut self, axes: [usize; R]) -> Self {
+                let mut seen = [false; R];
+                axes.iter().for_each(|&a| assert!(!core::mem::replace(&mut seen[a], true), "{axes:?} is not a permutation"));
+                (self.dims, self.strides) = (axes.map(|a| self.dims[a]), axes.map(|a| self.strides[a]));
+                self
+            }
+        }
+    };
+}
+
+shared!(View);
+shared!(ViewMut);
+
+impl<'a, T: Copy, const R: usize> View<'a, T, R> {
+    /// A contiguous row-major tensor.
+    pub fn new(data: &'a [T], dims: [usize; R]) -> Self {
+        Self::strided(data, 0, dims, contiguous(dims))
+    }
+
+    /// A tensor with any layout; element (i, j, …) stands at `offset + i·strides[0] + j·strides[1] + …`.
+    pub fn strided(data: &'a [T], offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        View { data: HostRef { ptr: data.as_ptr(), len: data.len(), life: PhantomData }, offset, dims, strides }
+    }
+
+    /// One element. Panics outside the shape.
+    #[inline]
+    pub fn get(&self, index: [usize; R]) -> T {
+        let at = linear(self.offset, self.dims, self.strides, index);
+        assert!(at < self.data.len);
+        // SAFETY: `at` is inside the borrowed buffer; it may be shared with parts that only read it.
+        unsafe { *self.data.ptr.add(at) }
+    }
+
+    /// The elements along a contiguous last axis, from `index` with last coordinate 0. None where the axis is not contiguous.
+    pub fn row(&self, index: [usize; R]) -> Option<&'a [T]> {
+        let n = self.dims[R - 1];
+        if n == 0 || (n > 1 && self.strides[R - 1] != 1) {
+            return None;
+        }
+        let at = linear(self.offset, self.dims, self.strides, index);
+        assert!(index[R - 1] == 0 && at.checked_add(n).is_some_and(|end| end <= self.data.len));
+        // SAFETY: the n elements from `at` are inside the buffer, borrowed for 'a and not written meanwhile.
+        Some(unsafe { core::slice::from_raw_parts(self.data.ptr.add(at), n) })
+    }
+
+    /// The whole tensor as a slice where it is contiguous in row-major order.
+    pub fn as_slice(&self) -> Option<&'a [T]> {
+        let n = self.dims.iter().product::<usize>();
+        let dense = (0..R).all(|i| self.dims[i] <= 1 || self.strides[i] == contiguous(self.dims)[i]);
+        if n == 0 {
+            return Some(&[]);
+        }
+        assert!(!dense || self.offset.checked_add(n).is_some_and(|end| end <= self.data.len));
+        // SAFETY: the n elements from `offset` are inside the buffer, borrowed for 'a and not written meanwhile.
+        dense.then(|| unsafe { core::slice::from_raw_parts(self.data.ptr.add(self.offset), n) })
+    }
+
+    /// Checks that every element lies in the buffer and that the shape is `want`; else an error that names `operand`.
+    pub fn check(&self, operand: &'static str, want: [usize; R]) -> Result<(), Error> {
+        check_shape(operand, self.dims, want)?;
+        check_bounds(operand, self.data.len, self.offset, self.dims, self.strides)
+    }
+
+    /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.data.ptr.wrapping_add(self.offset)
+    }
+}
+
+impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
+    /// A contiguous row-major tensor.
+    pub fn new(data: &'a mut [T], dims: [usize; R]) -> Self {
+        Self::strided(data, 0, dims, contiguous(dims))
+    }
+
+    /// A tensor with any layout whose elements do not overlap.
+    pub fn strided(data: &'a mut [T], offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        ViewMut { data: HostMut { ptr: data.as_mut_ptr(), len: data.len(), life: PhantomData }, offset, dims, strides }
+    }
+
+    /// A tensor that several threads hold, each to run its own part of one call (`Par::Part`).
+    ///
+    /// # Safety
+    /// `ptr` must be valid for reads and writes of `len` elements for 'a, and whoever else holds the memory meanwhile may
+    /// only run other parts of the same call.
+    pub unsafe fn from_raw(ptr: *mut T, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        ViewMut { data: HostMut { ptr, len, life: PhantomData }, offset, dims, strides }
+    }
+
+    /// One element. Panics outside the shape.
+    #[inline]
+    pub fn get(&self, index: [usize; R]) -> T {
+        self.as_view().get(index)
+    }
+
+    /// Writes one element. Panics outside the shape.
+    #[inline]
+    pub fn set(&mut self, index: [usize; R], value: T) {
+        let at = linear(self.offset, self.dims, self.strides, index);
+        assert!(at < self.data.len);
+        // SAFETY: `at` is inside the buffer and one of this view's own elements.
+        unsafe { *self.data.ptr.add(at) = value }
+    }
+
+    /// Writes every element.
+    pub fn fill(&mut self, value: T) {
+        if let Some(all) = self.as_mut_slice() {
+            all.fill(value);
+            return;
+        }
+        let mut index = [0; R];
+        let count: usize = self.dims.iter().product();
+        for _ in 0..count {
+            self.set(index, value);
+            for axis in (0..R).rev() {
+                index[axis] += 1;
+                if index[axis] < self.dims[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+    }
+
+    /// The elements along a contiguous last axis, as `View::row`.
+    pub fn row_mut(&mut self, index: [usize; R]) -> Option<&mut [T]> {
+        let row = self.as_view().row(index)?;
+        let at = (row.as_ptr() as usize - self.data.ptr as usize) / size_of::<T>().max(1);
+        // SAFETY: `row` checked the bounds; the elements are this view's own and borrowed exclusively through `&mut self`.
+        Some(unsafe { core::slice::from_raw_parts_mut(self.data.ptr.add(at), row.len()) })
+    }
+
+    /// The whole tensor as a slice where it is contiguous in row-major order.
+    pub fn as_mut_slice(&mut self) -> Option<&mut [T]> {
+        let n = self.as_view().as_slice()?.len();
+        if n == 0 {
+            return Some(&mut []);
+        }
+        // SAFETY: `as_slice` checked that the n elements from `offset` are this view's own; the borrow is exclusive.
+        Some(unsafe { core::slice::from_raw_parts_mut(self.data.ptr.add(self.offset), n) })
+    }
+
+    /// The same elements, for reading.
+    pub fn as_view(&self) -> View<'_, T, R> {
+        View {
+            data: HostRef { ptr: self.data.ptr, len: self.data.len, life: PhantomData },
+            offset: self.offset,
+            dims: self.dims,
+            strides: self.strides,
+        }
+    }
+
+    /// The same elements for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_, T, R> {
+        ViewMut {
+            data: HostMut { ptr: self.data.ptr, len: self.data.len, life: PhantomData },
+            offset: self.offset,
+            dims: self.dims,
+            strides: self.strides,
+        }
+    }
+
+    /// Checks bounds, that the shape is `want` and that no two elements overlap; else an error that names `operand`.
+    pub fn check(&self, operand: &'static str, want: [usize; R]) -> Result<(), Error> {
+        self.as_view().check(operand, want)?;
+        if nests(self.dims, self.strides) {
+            return Ok(());
+        }
+        Err(Error::Layout {
+            operand,
+            why: format!("the elements of an output overlap: shape {:?} with strides {:?}", self.dims, self.strides),
+        })
+    }
+
+    /// Cuts the tensor into disjoint tiles, one for each pair of an outer and an inner cut, for `Par::run`.
+    pub fn tiles<'c>(self, outer: Cut<'c>, inner: Cut<'c>) -> Tiles<'a, 'c, T, R> {
+        self.check("tiles", self.dims).expect("a checked view is cut");
+        Tiles { view: self, outer, inner }
+    }
+
+    /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
+        self.data.ptr.wrapping_add(self.offset)
+    }
+}
+
+impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
+    /// The same buffer and offset seen with other dimensions; the caller keeps to elements of this view.
+    pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> ViewMut<'a, T, S> {
+        ViewMut { data: self.data, offset: self.offset, dims, strides }
+    }
+
+    /// The elements of a contiguous tensor. Panics where it is not contiguous.
+    pub(crate) fn into_slice(mut self) -> &'a mut [T] {
+        let slice = self.as_mut_slice().expect("contiguous");
+        let (ptr, len) = (slice.as_mut_ptr(), slice.len());
+        // SAFETY: the view owned these elements for 'a and is consumed here.
+        unsafe { core::slice::from_raw_parts_mut(ptr, len) }
+    }
+}
+
+impl<'a> ViewMut<'a, u8, 1> {
+    /// Takes `count` elements of `T` from the front, aligned to `align` bytes; None, and nothing taken, where they do not fit.
+    pub(crate) fn carve<T: Pod>(&mut self, count: usize, align: usize) -> Option<ViewMut<'a, T, 1>> {
+        assert!(align.is_power_of_two() && align >= align_of::<T>());
+        let start = self.data.ptr.wrapping_add(self.offset);
+        let skip = start.addr().wrapping_neg() & (align - 1);
+        let need = skip.checked_add(count.checked_mul(size_of::<T>())?)?;
+        if need > self.dims[0] {
+            return None;
+        }
+        let ptr = start.wrapping_add(skip).cast::<T>();
+        self.offset += need;
+        self.dims[0] -= need;
+        let data = HostMut { ptr, len: count, life: PhantomData };
+        Some(ViewMut { data, offset: 0, dims: [count], strides: [1] })
+    }
+}
+
+/// One way to cut an axis into parts.
+#[derive(Debug, Clone, Copy)]
+pub enum Cut<'c> {
+    /// Not at all: every part has the whole of it, so it may be used with one part only along this cut.
+    Whole,
+    /// Parts of a fixed width along an axis, the last one shorter.
+    Every(usize, usize),
+    /// Part i along an axis is `offsets[i]..offsets[i + 1]`; the offsets do not decrease.
+    At(usize, &'c [usize]),
+}
+
+impl Cut<'_> {
+    /// How many parts this cut makes of a tensor with dimensions `dims`.
+    fn parts(self, dims: &[usize]) -> usize {
+        match self {
+            Cut::Whole => 1,
+            Cut::Every(axis, width) => dims[axis].div_ceil(width),
+            Cut::At(_, offsets) => offsets.len().saturating_sub(1),
+        }
+    }
+
+    fn axis(self) -> Option<usize> {
+        match self {
+            Cut::Whole => None,
+            Cut::Every(axis, _) | Cut::At(axis, _) => Some(axis),
+        }
+    }
+
+    fn range(self, dims: &[usize], part: usize) -> Option<(usize, Range<usize>)> {
+        match self {
+            Cut::Whole => None,
+            Cut::Every(axis, width) => Some((axis, part * width..(part * width + width).min(dims[axis]))),
+            Cut::At(axis, offsets) => Some((axis, offsets[part]..offsets[part + 1])),
+        }
+    }
+}
+
+/// Disjoint tiles of one tensor, numbered outer · (inner parts) + inner.
+pub struct Tiles<'a, 'c, T, const R: usize> {
+    view: ViewMut<'a, T, R>,
+    outer: Cut<'c>,
+    inner: Cut<'c>,
+}
+
+impl<'a, T: Copy, const R: usize> Tiles<'a, '_, T, R> {
+    /// How many tiles there are.
+    pub(crate) fn count(&self) -> usize {
+        assert!(self.outer.axis() != self.inner.axis() || self.outer.axis().is_none(), "two cuts along one axis");
+        for cut in [self.outer, self.inner] {
+            if let Cut::At(_, offsets) = cut {
+                assert!(offsets.is_sorted(), "offsets decrease");
+            }
+        }
+        self.outer.parts(&self.view.dims) * self.inner.parts(&self.view.dims)
+    }
+
+    /// Tile `index`.
+    ///
+    /// # Safety
+    /// Each index may be taken once only, while `self` is borrowed.
+    pub(crate) unsafe fn tile(&self, index: usize) -> ViewMut<'a, T, R> {
+        let dims = self.view.dims;
+        let inner_parts = self.inner.parts(&dims);
+        let (o, i) = (index / inner_parts, index % inner_parts);
+        let data = HostMut { ptr: self.view.data.ptr, len: self.view.data.len, life: PhantomData };
+        let mut tile = ViewMut { data, offset: self.view.offset, dims, strides: self.view.strides };
+        for (axis, range) in [self.outer.range(&dims, o), self.inner.range(&dims, i)].into_iter().flatten() {
+            tile = tile.slice(axis, range);
+        }
+        tile
+    }
+}
