@@ -5,6 +5,9 @@ pub mod element;
 pub mod error;
 pub mod ops;
 pub mod par;
+pub mod scan;
+pub mod selective;
+pub mod sequences;
 pub mod view;
 pub mod workspace;
 

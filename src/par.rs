@@ -3,9 +3,10 @@
 //! What a part computes never depends on who runs it, so results have the same bits for any number of threads. This is the
 //! only file that names rayon.
 
+use crate::buffer::Workspace;
 use crate::error::Error;
 use crate::view::{Tiles, ViewMut};
-use crate::workspace::{ALIGN, Workspace, bytes_of};
+use crate::workspace::{ALIGN, bytes_of};
 
 /// Who runs the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

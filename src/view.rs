@@ -12,61 +12,22 @@ use bytemuck::Pod;
 use crate::error::Error;
 
 /// Where tensors live. Views over different memories are different types, so no device pointer reaches a CPU engine.
-pub trait Memory: Copy + Send + Sync + 'static {
-    /// A shared borrow of a buffer.
-    type Ref<'a, T: 'a>: Copy;
-    /// An exclusive borrow of a buffer.
-    type Mut<'a, T: 'a>;
-}
+pub trait Memory: Copy + Send + Sync + 'static {}
 
 /// Memory of this process.
 #[derive(Debug, Clone, Copy)]
 pub struct Host;
 
-/// A borrowed host buffer that parts of one operation may read together.
-#[derive(Debug)]
-pub struct HostRef<'a, T> {
-    ptr: *const T,
-    len: usize,
-    life: PhantomData<&'a [T]>,
-}
-
-impl<T> Clone for HostRef<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for HostRef<'_, T> {}
-
-/// A borrowed host buffer whose disjoint elements parts of one operation may write together.
-#[derive(Debug)]
-pub struct HostMut<'a, T> {
-    ptr: *mut T,
-    len: usize,
-    life: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: a HostRef stands for `&'a [T]`, which is Send and Sync where T is Sync.
-unsafe impl<T: Sync> Send for HostRef<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Sync> Sync for HostRef<'_, T> {}
-// SAFETY: a HostMut stands for exclusive access to its own elements, as `&'a mut [T]` does.
-unsafe impl<T: Send> Send for HostMut<'_, T> {}
-// SAFETY: through a shared HostMut elements can only be read.
-unsafe impl<T: Sync> Sync for HostMut<'_, T> {}
-
-impl Memory for Host {
-    type Ref<'a, T: 'a> = HostRef<'a, T>;
-    type Mut<'a, T: 'a> = HostMut<'a, T>;
-}
+impl Memory for Host {}
 
 /// A borrowed tensor of rank `R`.
-pub struct View<'a, T: 'a, const R: usize, M: Memory = Host> {
-    data: M::Ref<'a, T>,
+pub struct View<'a, T, const R: usize, M: Memory = Host> {
+    ptr: *const T,
+    len: usize,
     offset: usize,
     dims: [usize; R],
     strides: [isize; R],
+    life: PhantomData<(&'a [T], M)>,
 }
 
 impl<T, const R: usize, M: Memory> Clone for View<'_, T, R, M> {
@@ -78,12 +39,23 @@ impl<T, const R: usize, M: Memory> Clone for View<'_, T, R, M> {
 impl<T, const R: usize, M: Memory> Copy for View<'_, T, R, M> {}
 
 /// A borrowed tensor of rank `R` that is written.
-pub struct ViewMut<'a, T: 'a, const R: usize, M: Memory = Host> {
-    data: M::Mut<'a, T>,
+pub struct ViewMut<'a, T, const R: usize, M: Memory = Host> {
+    ptr: *mut T,
+    len: usize,
     offset: usize,
     dims: [usize; R],
     strides: [isize; R],
+    life: PhantomData<(&'a mut [T], M)>,
 }
+
+// SAFETY: a View stands for `&'a [T]`, which is Send and Sync where T is Sync.
+unsafe impl<T: Sync, const R: usize, M: Memory> Send for View<'_, T, R, M> {}
+// SAFETY: as above.
+unsafe impl<T: Sync, const R: usize, M: Memory> Sync for View<'_, T, R, M> {}
+// SAFETY: a ViewMut stands for exclusive access to its own elements, as `&'a mut [T]` does.
+unsafe impl<T: Send, const R: usize, M: Memory> Send for ViewMut<'_, T, R, M> {}
+// SAFETY: through a shared ViewMut elements can only be read.
+unsafe impl<T: Sync, const R: usize, M: Memory> Sync for ViewMut<'_, T, R, M> {}
 
 /// Row-major strides: the last axis is contiguous. Saturates where the product overflows; the check then refuses the view.
 pub fn contiguous<const R: usize>(dims: [usize; R]) -> [isize; R] {
@@ -186,6 +158,15 @@ macro_rules! shared {
                 self
             }
 
+            /// The same elements with `axis` walked backwards: its stride is negated.
+            pub fn flip(mut self, axis: usize) -> Self {
+                if !self.dims.contains(&0) {
+                    self.offset = (self.offset as isize + (self.dims[axis] as isize - 1) * self.strides[axis]) as usize;
+                }
+                self.strides[axis] = -self.strides[axis];
+                self
+            }
+
             /// The axes in another order: axis i of the result is axis `axes[i]` of this.
             pub fn permute(mut self, axes: [usize; R]) -> Self {
                 let mut seen = [false; R];
@@ -208,16 +189,16 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
 
     /// A tensor with any layout; element (i, j, …) stands at `offset + i·strides[0] + j·strides[1] + …`.
     pub fn strided(data: &'a [T], offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
-        View { data: HostRef { ptr: data.as_ptr(), len: data.len(), life: PhantomData }, offset, dims, strides }
+        View { ptr: data.as_ptr(), len: data.len(), offset, dims, strides, life: PhantomData }
     }
 
     /// One element. Panics outside the shape.
     #[inline]
     pub fn get(&self, index: [usize; R]) -> T {
         let at = linear(self.offset, self.dims, self.strides, index);
-        assert!(at < self.data.len);
+        assert!(at < self.len);
         // SAFETY: `at` is inside the borrowed buffer; it may be shared with parts that only read it.
-        unsafe { *self.data.ptr.add(at) }
+        unsafe { *self.ptr.add(at) }
     }
 
     /// The elements along a contiguous last axis, from `index` with last coordinate 0. None where the axis is not contiguous.
@@ -227,9 +208,9 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
             return None;
         }
         let at = linear(self.offset, self.dims, self.strides, index);
-        assert!(index[R - 1] == 0 && at.checked_add(n).is_some_and(|end| end <= self.data.len));
+        assert!(index[R - 1] == 0 && at.checked_add(n).is_some_and(|end| end <= self.len));
         // SAFETY: the n elements from `at` are inside the buffer, borrowed for 'a and not written meanwhile.
-        Some(unsafe { core::slice::from_raw_parts(self.data.ptr.add(at), n) })
+        Some(unsafe { core::slice::from_raw_parts(self.ptr.add(at), n) })
     }
 
     /// The whole tensor as a slice where it is contiguous in row-major order.
@@ -239,20 +220,20 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         if n == 0 {
             return Some(&[]);
         }
-        assert!(!dense || self.offset.checked_add(n).is_some_and(|end| end <= self.data.len));
+        assert!(!dense || self.offset.checked_add(n).is_some_and(|end| end <= self.len));
         // SAFETY: the n elements from `offset` are inside the buffer, borrowed for 'a and not written meanwhile.
-        dense.then(|| unsafe { core::slice::from_raw_parts(self.data.ptr.add(self.offset), n) })
+        dense.then(|| unsafe { core::slice::from_raw_parts(self.ptr.add(self.offset), n) })
     }
 
     /// Checks that every element lies in the buffer and that the shape is `want`; else an error that names `operand`.
     pub fn check(&self, operand: &'static str, want: [usize; R]) -> Result<(), Error> {
         check_shape(operand, self.dims, want)?;
-        check_bounds(operand, self.data.len, self.offset, self.dims, self.strides)
+        check_bounds(operand, self.len, self.offset, self.dims, self.strides)
     }
 
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
     pub(crate) fn as_ptr(&self) -> *const T {
-        self.data.ptr.wrapping_add(self.offset)
+        self.ptr.wrapping_add(self.offset)
     }
 }
 
@@ -264,7 +245,7 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
 
     /// A tensor with any layout whose elements do not overlap.
     pub fn strided(data: &'a mut [T], offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
-        ViewMut { data: HostMut { ptr: data.as_mut_ptr(), len: data.len(), life: PhantomData }, offset, dims, strides }
+        ViewMut { ptr: data.as_mut_ptr(), len: data.len(), offset, dims, strides, life: PhantomData }
     }
 
     /// A tensor that several threads hold, each to run its own part of one call (`Par::Part`).
@@ -273,7 +254,7 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     /// `ptr` must be valid for reads and writes of `len` elements for 'a, and whoever else holds the memory meanwhile may
     /// only run other parts of the same call.
     pub unsafe fn from_raw(ptr: *mut T, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
-        ViewMut { data: HostMut { ptr, len, life: PhantomData }, offset, dims, strides }
+        ViewMut { ptr, len, offset, dims, strides, life: PhantomData }
     }
 
     /// One element. Panics outside the shape.
@@ -286,9 +267,9 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     #[inline]
     pub fn set(&mut self, index: [usize; R], value: T) {
         let at = linear(self.offset, self.dims, self.strides, index);
-        assert!(at < self.data.len);
+        assert!(at < self.len);
         // SAFETY: `at` is inside the buffer and one of this view's own elements.
-        unsafe { *self.data.ptr.add(at) = value }
+        unsafe { *self.ptr.add(at) = value }
     }
 
     /// Writes every element.
@@ -314,9 +295,9 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     /// The elements along a contiguous last axis, as `View::row`.
     pub fn row_mut(&mut self, index: [usize; R]) -> Option<&mut [T]> {
         let row = self.as_view().row(index)?;
-        let at = (row.as_ptr() as usize - self.data.ptr as usize) / size_of::<T>().max(1);
+        let at = (row.as_ptr() as usize - self.ptr as usize) / size_of::<T>().max(1);
         // SAFETY: `row` checked the bounds; the elements are this view's own and borrowed exclusively through `&mut self`.
-        Some(unsafe { core::slice::from_raw_parts_mut(self.data.ptr.add(at), row.len()) })
+        Some(unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), row.len()) })
     }
 
     /// The whole tensor as a slice where it is contiguous in row-major order.
@@ -326,27 +307,17 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
             return Some(&mut []);
         }
         // SAFETY: `as_slice` checked that the n elements from `offset` are this view's own; the borrow is exclusive.
-        Some(unsafe { core::slice::from_raw_parts_mut(self.data.ptr.add(self.offset), n) })
+        Some(unsafe { core::slice::from_raw_parts_mut(self.ptr.add(self.offset), n) })
     }
 
     /// The same elements, for reading.
     pub fn as_view(&self) -> View<'_, T, R> {
-        View {
-            data: HostRef { ptr: self.data.ptr, len: self.data.len, life: PhantomData },
-            offset: self.offset,
-            dims: self.dims,
-            strides: self.strides,
-        }
+        View { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }
     }
 
     /// The same elements for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, T, R> {
-        ViewMut {
-            data: HostMut { ptr: self.data.ptr, len: self.data.len, life: PhantomData },
-            offset: self.offset,
-            dims: self.dims,
-            strides: self.strides,
-        }
+        ViewMut { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }
     }
 
     /// Checks bounds, that the shape is `want` and that no two elements overlap; else an error that names `operand`.
@@ -369,14 +340,14 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
 
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
-        self.data.ptr.wrapping_add(self.offset)
+        self.ptr.wrapping_add(self.offset)
     }
 }
 
 impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     /// The same buffer and offset seen with other dimensions; the caller keeps to elements of this view.
     pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> ViewMut<'a, T, S> {
-        ViewMut { data: self.data, offset: self.offset, dims, strides }
+        ViewMut { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData }
     }
 
     /// The elements of a contiguous tensor. Panics where it is not contiguous.
@@ -392,7 +363,7 @@ impl<'a> ViewMut<'a, u8, 1> {
     /// Takes `count` elements of `T` from the front, aligned to `align` bytes; None, and nothing taken, where they do not fit.
     pub(crate) fn carve<T: Pod>(&mut self, count: usize, align: usize) -> Option<ViewMut<'a, T, 1>> {
         assert!(align.is_power_of_two() && align >= align_of::<T>());
-        let start = self.data.ptr.wrapping_add(self.offset);
+        let start = self.ptr.wrapping_add(self.offset);
         let skip = start.addr().wrapping_neg() & (align - 1);
         let need = skip.checked_add(count.checked_mul(size_of::<T>())?)?;
         if need > self.dims[0] {
@@ -401,8 +372,7 @@ impl<'a> ViewMut<'a, u8, 1> {
         let ptr = start.wrapping_add(skip).cast::<T>();
         self.offset += need;
         self.dims[0] -= need;
-        let data = HostMut { ptr, len: count, life: PhantomData };
-        Some(ViewMut { data, offset: 0, dims: [count], strides: [1] })
+        Some(ViewMut { ptr, len: count, offset: 0, dims: [count], strides: [1], life: PhantomData })
     }
 }
 
@@ -470,8 +440,8 @@ impl<'a, T: Copy, const R: usize> Tiles<'a, '_, T, R> {
         let dims = self.view.dims;
         let inner_parts = self.inner.parts(&dims);
         let (o, i) = (index / inner_parts, index % inner_parts);
-        let data = HostMut { ptr: self.view.data.ptr, len: self.view.data.len, life: PhantomData };
-        let mut tile = ViewMut { data, offset: self.view.offset, dims, strides: self.view.strides };
+        let ViewMut { ptr, len, offset, strides, .. } = self.view;
+        let mut tile = ViewMut { ptr, len, offset, dims, strides, life: PhantomData };
         for (axis, range) in [self.outer.range(&dims, o), self.inner.range(&dims, i)].into_iter().flatten() {
             tile = tile.slice(axis, range);
         }
