@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod element;
 pub mod error;
+pub mod layers;
 pub mod ops;
 pub mod par;
 pub mod scan;
