@@ -194,3 +194,6 @@ impl Sum {
         if self.total.is_finite() { self.total + self.lost } else { self.total }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -448,3 +448,6 @@ impl<'a, T: Copy, const R: usize> Tiles<'a, '_, T, R> {
         tile
     }
 }
+
+#[cfg(test)]
+mod tests;
