@@ -171,7 +171,7 @@ impl<W: Weight> Channel<W> {
             let mut grad_a = (grad_abar * rule.slope.conj()).scale(dt);
             if self.rule != Rule::Euler {
                 // Δ² may overflow where the curve is 0, so Euler's rule has no such term at all.
-                grad_a += (grad_bbar.scale(dt) * (b * rule.curve).scale(dt).conj());
+                grad_a += grad_bbar.scale(dt) * (b * rule.curve).scale(dt).conj();
             }
             grads.A[n].add(grad_a);
             u_terms.push(lambda.dot((rule.gamma * b).scale(dt)));
