@@ -4,6 +4,7 @@
 //! always the one the operand states, (B, L, D) for sequences. Constructors accept anything; each operation checks its
 //! operands first and names the one that is wrong.
 
+use core::any::TypeId;
 use core::marker::PhantomData;
 use core::ops::Range;
 
@@ -229,6 +230,15 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     pub fn check(&self, operand: &'static str, want: [usize; R]) -> Result<(), Error> {
         check_shape(operand, self.dims, want)?;
         check_bounds(operand, self.len, self.offset, self.dims, self.strides)
+    }
+
+    /// This tensor as one of `U`, where `T` is `U`.
+    pub(crate) fn same<U: 'static>(self) -> Option<View<'a, U, R>>
+    where
+        T: 'static,
+    {
+        let View { ptr, len, offset, dims, strides, .. } = self;
+        (TypeId::of::<T>() == TypeId::of::<U>()).then_some(View { ptr: ptr.cast(), len, offset, dims, strides, life: PhantomData })
     }
 
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
