@@ -3,6 +3,8 @@
 pub mod buffer;
 pub mod element;
 pub mod error;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod ops;
 pub mod par;
 pub mod view;
