@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::arch::generic::tables::Tables;
-use crate::arch::generic::vector::{Part, Vector};
+use crate::arch::generic::vector::{Op, Part, Vector};
 use crate::arch::portable;
 use crate::error::Error;
 
@@ -117,14 +117,6 @@ impl Lanes for f64 {
     type Avx2 = avx2::F64x4;
     #[cfg(target_arch = "x86_64")]
     type Avx512 = avx512::F64x8;
-}
-
-/// A computation over vectors, whatever their instruction set.
-pub trait Op<R: Tables> {
-    /// What it returns.
-    type Out;
-    /// Its body; implementations are `#[inline(always)]`. `zero` is a vector to make others from.
-    fn run<V: Vector<Real = R>>(self, zero: V) -> Self::Out;
 }
 
 struct Enter<O>(O);

@@ -5,11 +5,14 @@
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
+mod entry;
 pub mod generic;
 mod isa;
 pub mod portable;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod testing_scan;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
@@ -17,4 +20,4 @@ pub use generic::tiles::{
     Coefficient, CoefficientMut, ConvBwd, ConvFwd, ConvTile, Planes, PlanesMut, ScanTile, SelectiveBwd, SelectiveFwd, SelectiveTile, TILE,
     bwd_scratch, fwd_scratch,
 };
-pub use isa::{Isa, Kernels, Lanes, Op};
+pub use isa::{Isa, Kernels, Lanes};

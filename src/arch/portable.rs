@@ -2,7 +2,7 @@
 
 use core::ops;
 
-use wide::{CmpEq, CmpLt, f32x8, f64x4, u32x8, u64x4};
+use wide::{f32x8, f64x4, u32x8, u64x4};
 
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector};
@@ -29,6 +29,7 @@ macro_rules! vector {
             type Real = $real;
             type Mask = $inner;
             const LANES: usize = $lanes;
+            const STATES: usize = 4;
 
             #[inline]
             unsafe fn enter<P: Part<Self>>(part: P) -> P::Out {

@@ -1,8 +1,8 @@
 //! What the tests of the vector functions and kernels share.
 
 use crate::arch::generic::tables::Tables;
-use crate::arch::generic::vector::{Vector, rows, rows_mut};
-use crate::arch::{Kernels, Lanes, Op};
+use crate::arch::generic::vector::{Op, Vector, rows, rows_mut};
+use crate::arch::{Kernels, Lanes};
 use crate::buffer::Buffer;
 use crate::element::Real;
 

@@ -1,7 +1,12 @@
 //! The kernels themselves: no view, allocation, thread or instruction set is named here.
 
+pub mod causal_conv1d;
+pub mod discretize;
 pub mod exp;
 pub mod expm1;
+pub mod number;
+pub mod scan;
+pub mod selective_scan;
 pub mod silu;
 pub mod sincos;
 pub mod softplus;

@@ -55,9 +55,9 @@ impl<V: Vector> Part<V> for Far<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::generic::vector::{rows, rows_mut};
+    use crate::arch::generic::vector::{Op, rows, rows_mut};
     use crate::arch::testing::{Staged, sweep};
-    use crate::arch::{Kernels, Lanes, Op};
+    use crate::arch::{Kernels, Lanes};
 
     /// sin and cos of x·y.
     struct OfProduct<'a, R> {
@@ -100,7 +100,7 @@ mod tests {
             for (i, &x) in x.iter().enumerate() {
                 let (s, c) = (x * y).sin_cos();
                 let error = (f64::from(sin[i]) - s).abs().max((f64::from(cos[i]) - c).abs());
-                assert!(error <= 9e-8, "{:?}: {error:e} at {x:e}", k.isa());
+                assert!(error <= 1.2e-7, "{:?}: {error:e} at {x:e}", k.isa());
             }
         }
     }
@@ -112,7 +112,7 @@ mod tests {
             let (sin, cos) = of_products::<f64>(k, &x, 1.0);
             for (i, &x) in x.iter().enumerate() {
                 let (s, c) = x.sin_cos();
-                assert!((sin[i] - s).abs().max((cos[i] - c).abs()) <= 1.7e-16, "{:?}: {:e} at {x:e}", k.isa(), sin[i] - s);
+                assert!((sin[i] - s).abs().max((cos[i] - c).abs()) <= 2.3e-16, "{:?}: {:e} at {x:e}", k.isa(), sin[i] - s);
             }
         }
     }
@@ -124,13 +124,13 @@ mod tests {
             let (sin, cos) = of_products::<f32>(k, &x, 1.0);
             for i in 0..4 {
                 let (s, c) = f64::from(x[i] as f32).sin_cos();
-                assert!((f64::from(sin[i]) - s).abs().max((f64::from(cos[i]) - c).abs()) <= 9e-8);
+                assert!((f64::from(sin[i]) - s).abs().max((f64::from(cos[i]) - c).abs()) <= 1.2e-7);
             }
             assert!(sin[4..].iter().chain(&cos[4..]).all(|x| x.is_nan()));
             let (sin, cos) = of_products::<f64>(k, &x, 1.0);
             for i in 0..4 {
                 let (s, c) = x[i].sin_cos();
-                assert!((sin[i] - s).abs().max((cos[i] - c).abs()) <= 1.7e-16);
+                assert!((sin[i] - s).abs().max((cos[i] - c).abs()) <= 2.3e-16);
             }
             assert!(sin[4..].iter().chain(&cos[4..]).all(|x| x.is_nan()));
         }

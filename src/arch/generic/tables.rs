@@ -28,8 +28,6 @@ pub trait Tables: Real {
     const EXP_MAX: Self;
     /// 2^x is 0 at and below this.
     const EXP2_MIN: Self;
-    /// 2^x is infinite at and above this.
-    const EXP2_MAX: Self;
     /// 2/π.
     const FRAC_2_PI: Self;
     /// π/2 in three parts, the first two short enough that their products with quadrants are exact.
@@ -82,7 +80,6 @@ impl Tables for f32 {
     const EXP_MIN: f32 = -110.0;
     const EXP_MAX: f32 = 89.0;
     const EXP2_MIN: f32 = -160.0;
-    const EXP2_MAX: f32 = 130.0;
     const FRAC_2_PI: f32 = core::f32::consts::FRAC_2_PI;
     const PI_2: [f32; 3] = [1.570_312_5, 4.837_513e-4, 7.549_79e-8];
     const ANGLE_MAX: f32 = 8192.0;
@@ -109,7 +106,6 @@ impl Tables for f64 {
     const EXP_MIN: f64 = -760.0;
     const EXP_MAX: f64 = 710.0;
     const EXP2_MIN: f64 = -1100.0;
-    const EXP2_MAX: f64 = 1030.0;
     const FRAC_2_PI: f64 = core::f64::consts::FRAC_2_PI;
     const PI_2: [f64; 3] = [1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21];
     const ANGLE_MAX: f64 = 1e6;

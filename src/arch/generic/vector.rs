@@ -25,6 +25,8 @@ pub unsafe trait Vector:
     type Mask: Copy;
     /// Lanes in a register.
     const LANES: usize;
+    /// How many states of a scan stay in registers at most.
+    const STATES: usize;
 
     /// Runs `part` in a function of its own that has the target features.
     ///
@@ -127,6 +129,14 @@ pub trait Part<V: Vector> {
     type Out;
     /// Its body; implementations are `#[inline(always)]`. `zero` is a vector to make others from.
     fn run(self, zero: V) -> Self::Out;
+}
+
+/// A computation over vectors, whatever their instruction set.
+pub trait Op<R: Tables> {
+    /// What it returns.
+    type Out;
+    /// Its body; implementations are `#[inline(always)]`. `zero` is a vector to make others from.
+    fn run<V: Vector<Real = R>>(self, zero: V) -> Self::Out;
 }
 
 /// The first `rows` rows of staged numbers as vectors.

@@ -43,6 +43,7 @@ macro_rules! vector {
             type Real = $real;
             type Mask = $mask;
             const LANES: usize = $lanes;
+            const STATES: usize = 16;
 
             #[inline]
             unsafe fn enter<P: Part<Self>>(part: P) -> P::Out {
