@@ -156,6 +156,17 @@ impl Case {
     }
 }
 
+impl Case {
+    /// out with every term's absolute value: what the rounding of a sum is to be measured by where its terms cancel.
+    pub(crate) fn magnitude(&self, states: &[C64]) -> f64 {
+        let mut positive = self.clone();
+        let absolute = |z: &mut C64| *z = C64::new(z.norm(), 0.0);
+        positive.c.iter_mut().for_each(absolute);
+        let states: Vec<C64> = states.iter().map(|h| C64::new(h.norm(), 0.0)).collect();
+        positive.out(&states).iter().fold(0f64, |m, x| m.max(x.abs()))
+    }
+}
+
 /// Staged planes of a complex or real tensor.
 pub(crate) struct StagedPlanes<R> {
     pub re: Staged<R>,
@@ -233,8 +244,12 @@ pub(crate) fn run_fwd<R: Lanes>(k: Kernels, case: &Case) -> (Vec<f64>, Vec<C64>)
 
 /// The largest difference over the largest magnitude of the reference.
 pub(crate) fn error(got: &[f64], want: &[f64]) -> f64 {
+    error_over(want.iter().fold(0f64, |m, x| m.max(x.abs())).max(1e-30), got, want)
+}
+
+/// The largest difference over `scale`.
+pub(crate) fn error_over(scale: f64, got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let scale = want.iter().fold(0f64, |m, x| m.max(x.abs())).max(1e-30);
     let mut worst = 0f64;
     for (g, w) in got.iter().zip(want) {
         assert!(g.is_finite(), "{g} where {w} is wanted");
