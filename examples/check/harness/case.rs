@@ -97,7 +97,10 @@ impl Case {
             return Err(format!("tensor `{name}` has shape {shape:?}, which does not end in an axis (re, im)"));
         }
         if !ranks.contains(&dims.len()) {
-            return Err(format!("tensor `{name}` has shape {shape:?}, wanted {ranks:?} axes{}", if complex { " and (re, im)" } else { "" }));
+            return Err(format!(
+                "tensor `{name}` has shape {shape:?}, wanted {ranks:?} axes{}",
+                if complex { " and (re, im)" } else { "" }
+            ));
         }
         Ok(Some(Array { dims, data, complex }))
     }

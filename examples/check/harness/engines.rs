@@ -30,6 +30,13 @@ enum Engine {
 }
 
 impl Entry {
+    /// What really runs for an operator.
+    pub fn kernel(&self, op: &str) -> String {
+        match &self.engine {
+            Engine::Naive(_) => format!("naive {op}"),
+        }
+    }
+
     /// Calls the visitor with the engine.
     pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
         match &self.engine {

@@ -11,5 +11,6 @@ pub mod operation;
 pub mod report;
 pub mod scan;
 pub mod selective;
+pub mod suite;
 pub mod tensor;
 pub mod transform;

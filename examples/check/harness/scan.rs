@@ -165,12 +165,7 @@ impl Operation for Scan {
         Ok(None)
     }
 
-    fn narrow_steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(
-        &self,
-        _: &E,
-        _: &Array,
-        _: &mut Findings,
-    ) -> Result<(), Error> {
+    fn narrow_steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, _: &E, _: &Array, _: &mut Findings) -> Result<(), Error> {
         Ok(())
     }
 }

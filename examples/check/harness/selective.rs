@@ -209,8 +209,8 @@ impl Operation for Selective {
             let out = store.step::<E, I, W>(engine, self, t)?;
             let dtype = <W::Stored<I> as selective_scan::element::Element>::DTYPE;
             let how = format!("one step at {t} with a {} state", dtype.name());
-            findings.add("out", compare(&out.data, &want_out.data, Bound::one_step(I::DTYPE)), &how);
-            findings.add("last_state", compare(&store.array().data, &want_state.data, Bound::one_step(dtype)), &how);
+            findings.add("step.out", compare(&out.data, &want_out.data, Bound::one_step(I::DTYPE)), &how);
+            findings.add("step.state", compare(&store.array().data, &want_state.data, Bound::one_step(dtype)), &how);
         }
         Ok(())
     }
