@@ -3,3 +3,7 @@
 mod layering;
 mod source;
 mod tidy;
+//! Every integration test, one binary.
+
+mod blelloch;
+mod monoid;
