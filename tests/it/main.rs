@@ -1,9 +1,7 @@
 //! All integration tests, as one binary.
 
+mod blelloch;
 mod layering;
+mod monoid;
 mod source;
 mod tidy;
-//! Every integration test, one binary.
-
-mod blelloch;
-mod monoid;
