@@ -1,5 +1,6 @@
 //! All integration tests, as one binary.
 
+mod causal_conv1d;
 mod layering;
 mod linear;
 mod source;

@@ -1,5 +1,6 @@
 //! Tensors for tests: numbers from a seed, in any layout, and the ways of running an operation.
 
+use bytemuck::Pod;
 use selective_scan::buffer::{Buffer, Workspace};
 use selective_scan::element::{Element, Input, Real};
 use selective_scan::par::Par;
@@ -40,7 +41,7 @@ pub struct Tensor<T, const R: usize> {
     strides: [isize; R],
 }
 
-impl<T: Element, const R: usize> Tensor<T, R> {
+impl<T: Pod, const R: usize> Tensor<T, R> {
     /// All of `value`.
     pub fn filled(dims: [usize; R], layout: Layout, value: T) -> Self {
         let mut strides = [0; R];
@@ -62,7 +63,7 @@ impl<T: Element, const R: usize> Tensor<T, R> {
     /// The numbers in row-major order.
     pub fn new(dims: [usize; R], layout: Layout, values: &[T]) -> Self {
         assert_eq!(values.len(), dims.iter().product::<usize>());
-        let mut tensor = Self::filled(dims, layout, T::default());
+        let mut tensor = Self::filled(dims, layout, T::zeroed());
         tensor.indices().iter().zip(values).for_each(|(i, v)| tensor.view_mut().set(*i, *v));
         tensor
     }
