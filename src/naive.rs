@@ -20,6 +20,7 @@ mod backward;
 mod channel;
 mod condition;
 mod forward;
+mod layers;
 
 pub use condition::{condition, scan_n_eff, selective_n_eff};
 
