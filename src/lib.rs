@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod buffer;
+pub mod cpu;
 pub mod element;
 pub mod error;
 pub mod layers;

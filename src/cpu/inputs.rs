@@ -2,12 +2,12 @@
 
 use core::ops::Range;
 
-use super::stage::{Blocks, Region, Source, runs, sequence, state, vector, weight};
+use super::stage::{Blocks, Region, Source, row, runs, sequence, state, vector, weight};
 use super::table::TILE;
 use crate::arch::{self, Kernels, Lanes, Planes, PlanesMut, SelectiveTile};
 use crate::buffer::Workspace;
-use crate::element::{Input, Weight};
-use crate::selective::{Coefficient, SelectiveInputs, SelectiveProblem};
+use crate::element::{Element, Input, Weight};
+use crate::selective::{Coefficient, SelectiveInputs, SelectiveProblem, SelectiveStep};
 use crate::sequences::Sequences;
 use crate::view::View;
 use crate::workspace::{ALIGN, bytes_of};
@@ -26,6 +26,16 @@ impl<'a, I: Input, W: Weight<Real = I::Accum>> Stored<'a, I, W> {
         match of {
             Coefficient::Constant(v) => Stored::Constant(weight(*v)),
             Coefficient::Varying(v) => Stored::Varying(v.permute([0, 2, 1, 3])),
+        }
+    }
+
+    fn of_step(of: &Coefficient<'a, I, W, 3>) -> Self {
+        match of {
+            Coefficient::Constant(v) => Stored::Constant(weight(*v)),
+            Coefficient::Varying(v) => {
+                let ([b, g, n], [sb, sg, sn]) = (v.dims(), v.strides());
+                Stored::Varying(v.reshape([b, g, 1, n], [sb, sg, 0, sn]))
+            }
         }
     }
 
@@ -64,6 +74,22 @@ impl<'a, I: Input, W: Weight<Real = I::Accum>> Views<'a, I, W> {
             delta_bias: inputs.delta_bias.map(vector),
             initial_state: inputs.initial_state.map(state),
             sequences: inputs.sequences,
+        }
+    }
+
+    /// One step as a scan of one position.
+    pub fn of_step<S: Element<Arith = W>>(args: &SelectiveStep<'a, I, W, S>) -> Self {
+        Views {
+            u: row(args.u),
+            delta: row(args.delta),
+            a: weight(args.A),
+            b: Stored::of_step(&args.B),
+            c: Stored::of_step(&args.C),
+            d: args.D.map(vector),
+            z: args.z.map(row),
+            delta_bias: args.delta_bias.map(vector),
+            initial_state: None,
+            sequences: Sequences::Rows,
         }
     }
 

@@ -19,7 +19,7 @@ fn blocks(cpu: &Cpu, problem: &SelectiveProblem, lanes: usize) -> usize {
     all.div_ceil(cpu.par.workers() * TASKS_A_THREAD).clamp(1, FWD_BLOCKS).min(problem.dim.div_ceil(lanes))
 }
 
-fn shape(problem: &SelectiveProblem, width: usize) -> Shape {
+pub(super) fn shape(problem: &SelectiveProblem, width: usize) -> Shape {
     let groups = [problem.groups_b.unwrap_or(1), problem.groups_c.unwrap_or(1)];
     Shape { dim: problem.dim, states: problem.states, groups, width }
 }
@@ -109,8 +109,8 @@ fn walk<R: Lanes>(inputs: &Inputs<'_, R>, task: &Task, out: &mut dyn Sink<R>, mu
     let mut ws = ws.reborrow();
     let mut staged = Staged::take(extent, &mut ws);
     let mut h = extent.take_states::<R>(&mut ws);
-    let mut y = extent.take_steps::<R>(&mut ws);
-    let mut scratch = ws.slice::<R>(fwd_scratch(extent.lanes)).expect(SIZED);
+    let y = extent.take_steps::<R>(&mut ws);
+    let scratch = ws.slice::<R>(fwd_scratch(extent.lanes)).expect(SIZED);
     let cols = 0..task.channels.len();
     staged.constants(inputs, task.channels.clone());
     zero_padding(&inputs.sequences, task, inputs.problem.seqlen, out);
@@ -125,7 +125,7 @@ fn walk<R: Lanes>(inputs: &Inputs<'_, R>, task: &Task, out: &mut dyn Sink<R>, mu
                 let tile = staged.tile(inputs, k, tile.count, first);
                 let out = Some(&mut y[k * extent.steps().stride..]);
                 let h = block_mut(&mut h, k, extent.states());
-                inputs.kernels.selective_scan_fwd(arch::SelectiveFwd { tile, h, out, scratch: &mut scratch });
+                inputs.kernels.selective_scan_fwd(arch::SelectiveFwd { tile, h, out, scratch: &mut *scratch });
             }
             let y = Planes { re: y, im: None };
             put_positions(out, task, span.batch, &staged.positions[..tile.count], extent.steps(), &y);

@@ -51,6 +51,18 @@ pub(super) trait Sink<R>: Send {
     fn zero(&mut self, region: Region);
 }
 
+/// A tensor that is updated in place.
+pub(super) trait Tensor<R>: Sink<R> {
+    /// As [`Source::stage`].
+    fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
+}
+
+impl<E: Element, R: Real> Tensor<R> for ViewMut<'_, E, 4> {
+    fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>) {
+        self.as_view().stage(region, blocks, into);
+    }
+}
+
 /// A number of type `E` as parts of type `R`. The way through f64 is exact and vanishes where the types agree.
 #[inline(always)]
 fn parts<E: Element, R: Real>(x: E) -> (R, R) {
@@ -187,6 +199,18 @@ pub(super) fn sequence<'a, T: Copy>(v: View<'a, T, 3>) -> View<'a, T, 4> {
 pub(super) fn sequence_mut<'a, T: Copy>(v: ViewMut<'a, T, 3>) -> ViewMut<'a, T, 4> {
     let ([b, l, d], [sb, sl, sd]) = (v.dims(), v.strides());
     v.reshape([b, 1, l, d], [sb, 0, sl, sd])
+}
+
+/// (B, D) as (B, 1, 1, D).
+pub(super) fn row<'a, T: Copy>(v: View<'a, T, 2>) -> View<'a, T, 4> {
+    let ([b, d], [sb, sd]) = (v.dims(), v.strides());
+    v.reshape([b, 1, 1, d], [sb, 0, 0, sd])
+}
+
+/// (B, D) as (B, 1, 1, D).
+pub(super) fn row_mut<'a, T: Copy>(v: ViewMut<'a, T, 2>) -> ViewMut<'a, T, 4> {
+    let ([b, d], [sb, sd]) = (v.dims(), v.strides());
+    v.reshape([b, 1, 1, d], [sb, 0, 0, sd])
 }
 
 /// (S, D, N) as (S, 1, N, D).
