@@ -93,7 +93,7 @@ pub struct SelectiveFwd<'a, R> {
     pub tile: SelectiveTile<'a, R>,
     /// States `[n][w]`: before the tile on entry (arbitrary where `first`), after it on return.
     pub h: PlanesMut<'a, R>,
-    /// out `[t][w]`, overwritten. None where only the state is wanted: C, D and z are then not read.
+    /// out `[t][w]`, overwritten. None where only the state is wanted: D and z are then not read.
     pub out: Option<&'a mut [R]>,
     /// Arbitrary numbers, [`fwd_scratch`] of them, 64-byte aligned.
     pub scratch: &'a mut [R],
@@ -101,7 +101,7 @@ pub struct SelectiveFwd<'a, R> {
 
 /// Numbers of scratch memory that a [`SelectiveFwd`] of any number of steps and states takes.
 pub const fn fwd_scratch(lanes: usize) -> usize {
-    2 * TILE * lanes
+    4 * TILE * lanes
 }
 
 /// One tile of the selective scan, backward. Every gradient is overwritten with this tile's share: the driver adds the shares
