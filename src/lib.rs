@@ -6,6 +6,9 @@ pub mod cpu;
 pub mod element;
 pub mod error;
 pub mod layers;
+#[cfg(feature = "model")]
+pub mod model;
+pub mod naive;
 pub mod ops;
 pub mod par;
 pub mod scan;

@@ -191,3 +191,6 @@ impl Par {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
