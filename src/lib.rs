@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod blelloch;
 pub mod buffer;
+pub mod cpu;
 pub mod element;
 pub mod error;
 pub mod layers;
