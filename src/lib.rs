@@ -1,5 +1,6 @@
 //! The selective scan of Mamba-family state space models.
 
+pub mod block;
 pub mod buffer;
 pub mod element;
 pub mod error;
