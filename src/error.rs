@@ -61,3 +61,13 @@ pub enum Error {
         why: String,
     },
 }
+
+/// Checks an operand that may be absent.
+pub(crate) fn given<T>(operand: Option<&T>, check: impl FnOnce(&T) -> Result<(), Error>) -> Result<(), Error> {
+    operand.map_or(Ok(()), check)
+}
+
+/// A gradient needs the operand it is the gradient of.
+pub(crate) fn only_with(operand: &'static str, grad: bool, has: bool) -> Result<(), Error> {
+    if has || !grad { Ok(()) } else { Err(Error::Value { operand, why: "its tensor is absent, so it has no gradient".into() }) }
+}

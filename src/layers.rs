@@ -3,3 +3,5 @@
 pub mod conv1d;
 pub mod linear;
 pub mod norm;
+
+mod rows;

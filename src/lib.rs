@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod element;
 pub mod error;
 pub mod layers;
+pub mod naive;
 pub mod ops;
 pub mod par;
 pub mod scan;

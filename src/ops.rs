@@ -173,7 +173,8 @@ impl Rule {
 }
 
 /// A running sum whose error does not grow with the count: f64 with Neumaier's compensation.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct Sum {
     total: f64,
     lost: f64,

@@ -4,6 +4,7 @@
 //! always the one the operand states, (B, L, D) for sequences. Constructors accept anything; each operation checks its
 //! operands first and names the one that is wrong.
 
+use core::any::TypeId;
 use core::marker::PhantomData;
 use core::ops::Range;
 
@@ -239,6 +240,15 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         check_bounds(operand, self.len, self.offset, self.dims, self.strides)
     }
 
+    /// This tensor as one of `U`, where `T` is `U`.
+    pub(crate) fn same<U: 'static>(self) -> Option<View<'a, U, R>>
+    where
+        T: 'static,
+    {
+        let View { ptr, len, offset, dims, strides, .. } = self;
+        (TypeId::of::<T>() == TypeId::of::<U>()).then_some(View { ptr: ptr.cast(), len, offset, dims, strides, life: PhantomData })
+    }
+
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
     pub(crate) fn as_ptr(&self) -> *const T {
         self.ptr.wrapping_add(self.offset)
@@ -418,6 +428,8 @@ pub enum Cut<'c> {
     Every(usize, usize),
     /// Part i along an axis is `offsets[i]..offsets[i + 1]`; the offsets do not decrease.
     At(usize, &'c [usize]),
+    /// As `At`, with the offsets of packed sequences.
+    Packed(usize, View<'c, i64, 1>),
 }
 
 impl Cut<'_> {
@@ -427,13 +439,14 @@ impl Cut<'_> {
             Cut::Whole => 1,
             Cut::Every(axis, width) => dims[axis].div_ceil(width),
             Cut::At(_, offsets) => offsets.len().saturating_sub(1),
+            Cut::Packed(_, offsets) => offsets.dims()[0].saturating_sub(1),
         }
     }
 
     fn axis(self) -> Option<usize> {
         match self {
             Cut::Whole => None,
-            Cut::Every(axis, _) | Cut::At(axis, _) => Some(axis),
+            Cut::Every(axis, _) | Cut::At(axis, _) | Cut::Packed(axis, _) => Some(axis),
         }
     }
 
@@ -442,6 +455,7 @@ impl Cut<'_> {
             Cut::Whole => None,
             Cut::Every(axis, width) => Some((axis, part * width..(part * width + width).min(dims[axis]))),
             Cut::At(axis, offsets) => Some((axis, offsets[part]..offsets[part + 1])),
+            Cut::Packed(axis, offsets) => Some((axis, offsets.get([part]) as usize..offsets.get([part + 1]) as usize)),
         }
     }
 }
@@ -460,6 +474,9 @@ impl<'a, T: Copy, const R: usize> Tiles<'a, '_, T, R> {
         for cut in [self.outer, self.inner] {
             if let Cut::At(_, offsets) = cut {
                 assert!(offsets.is_sorted(), "offsets decrease");
+            }
+            if let Cut::Packed(_, offsets) = cut {
+                assert!((1..offsets.dims()[0]).all(|i| offsets.get([i - 1]) <= offsets.get([i])), "offsets decrease");
             }
         }
         self.outer.parts(&self.view.dims) * self.inner.parts(&self.view.dims)

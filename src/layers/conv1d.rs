@@ -4,6 +4,14 @@
 //! out_t[d] = act(bias[d] + Σ_{k<W} w[d,k] x_{t−(W−1)+k}[d])     act: SiLU or none; x before the start from the window, or 0
 //! ```
 
+mod backward;
+mod check;
+mod host;
+mod stage;
+
+pub use backward::{causal_conv1d_bwd, causal_conv1d_bwd_workspace};
+pub use host::{causal_conv1d_fwd, causal_conv1d_fwd_workspace, causal_conv1d_update, causal_conv1d_update_workspace};
+
 use crate::buffer::Workspace;
 use crate::element::Input;
 use crate::error::Error;
@@ -81,7 +89,7 @@ pub struct ConvStep<'a, I: Input, M: Memory = Host> {
     pub bias: Option<View<'a, I::Accum, 1, M>>,
     /// (slots, W − 1, D), oldest first; updated in place.
     pub window: ViewMut<'a, I, 3, M>,
-    /// The window slot of each row, (B); each slot at most once. A negative one skips its row.
+    /// The window slot of each row, (B); each slot at most once. A negative one skips its row: neither its window nor its out is touched.
     pub slots: Option<View<'a, i32, 1, M>>,
     /// (B, D); written.
     pub out: ViewMut<'a, I, 2, M>,

@@ -5,6 +5,10 @@
 //! out = r / sqrt(mean(r²) + ε) · w          the mean over the last axis
 //! ```
 
+mod host;
+
+pub use host::{rms_norm_bwd, rms_norm_bwd_workspace, rms_norm_fwd, rms_norm_fwd_workspace};
+
 use crate::buffer::Workspace;
 use crate::element::Input;
 use crate::error::Error;

@@ -2,18 +2,9 @@
 
 use super::{Coefficient, CoefficientGrad, SelectiveBwd, SelectiveFwd, SelectiveInputs, SelectiveProblem, SelectiveStep};
 use crate::element::{Element, Input, Weight};
-use crate::error::Error;
+use crate::error::{Error, given, only_with};
 use crate::sequences::check_slots;
 use crate::view::{View, ViewMut};
-
-fn given<T>(operand: Option<&T>, check: impl FnOnce(&T) -> Result<(), Error>) -> Result<(), Error> {
-    operand.map_or(Ok(()), check)
-}
-
-/// A gradient needs the operand it is the gradient of.
-fn only_with(operand: &'static str, grad: bool, has: bool) -> Result<(), Error> {
-    if has || !grad { Ok(()) } else { Err(Error::Value { operand, why: "its tensor is absent, so it has no gradient".into() }) }
-}
 
 impl<I: Input, W: Weight<Real = I::Accum>> Coefficient<'_, I, W, 4> {
     /// G, or None where constant.

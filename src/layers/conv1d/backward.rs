@@ -1,0 +1,221 @@
+//! The backward convolution for host memory.
+//!
+//! One part of the work is a block of channels over the whole batch, so that the gradients of the filter are summed by one
+//! worker in the order of the batch. With g_t = ∂out_t · act'(sum_t):
+//!
+//! ```text
+//! ∂x_s = Σ_k w_k g_{s+(W−1)−k}     ∂w_k = Σ_t g_t x_{t−(W−1)+k}     ∂bias = Σ_t g_t
+//! ```
+
+use core::ops::Range;
+
+use super::host::channels;
+use super::stage::{Filter, STEPS, Stage};
+use super::{ConvBwd, ConvGrads, ConvInputs, ConvProblem};
+use crate::buffer::Workspace;
+use crate::element::{Input, Real, Weight};
+use crate::error::Error;
+use crate::layers::rows::{clear_row, load_row, store_row};
+use crate::ops::{Sum, silu_grad};
+use crate::par::Par;
+use crate::view::{Cut, View, ViewMut};
+use crate::workspace::{ALIGN, bytes_of};
+
+/// Channels of one part: fewer than forward, since the batch is not cut.
+const LANES: usize = 32;
+
+/// Where the gradient of a staged row goes: a position, or, from here down, row 0, 1, … of the initial window.
+const WINDOW: usize = usize::MAX / 2;
+/// It goes nowhere: the zeros before a later sequence of a row.
+const NOWHERE: usize = usize::MAX;
+
+fn scratch<I: Input>(width: usize) -> usize {
+    let taps = width.saturating_add(1).saturating_mul(LANES);
+    Filter::<I::Accum>::bytes(width, LANES)
+        .saturating_add(Stage::<I::Accum>::bytes(width, LANES).saturating_mul(2))
+        .saturating_add(bytes_of::<usize>(width.saturating_add(STEPS)))
+        .saturating_add(bytes_of::<f64>(taps))
+        .saturating_add(bytes_of::<Sum>(taps))
+        .saturating_add(2 * bytes_of::<I::Accum>(LANES) + bytes_of::<usize>(STEPS) + ALIGN)
+}
+
+/// Bytes of workspace that [`causal_conv1d_bwd`] takes.
+pub fn causal_conv1d_bwd_workspace<I: Input>(problem: &ConvProblem, par: Par) -> usize {
+    par.scratch_bytes(scratch::<I>(problem.width))
+}
+
+/// The backward convolution; one phase.
+pub fn causal_conv1d_bwd<I: Input>(args: ConvBwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    let problem = args.check()?;
+    par.check(1)?;
+    let ConvBwd { inputs, grad_out, grad_final_window, grads } = args;
+    let lanes = |axis| Cut::Every(axis, LANES);
+    let split = (
+        grads.x.map(|v| v.tiles(lanes(2), Cut::Whole)),
+        grads.weight.map(|v| v.tiles(lanes(0), Cut::Whole)),
+        grads.bias.map(|v| v.tiles(lanes(0), Cut::Whole)),
+        grads.initial_window.map(|v| v.tiles(lanes(2), Cut::Whole)),
+    );
+    type Pieces<'p, I> = (
+        Option<ViewMut<'p, I, 3>>,
+        Option<ViewMut<'p, <I as Input>::Accum, 2>>,
+        Option<ViewMut<'p, <I as Input>::Accum, 1>>,
+        Option<ViewMut<'p, I, 3>>,
+    );
+    let work = |i: usize, (x, weight, bias, initial_window): Pieces<'_, I>, ws: &mut Workspace<'_>| {
+        let of = channels(i, LANES, problem.dim);
+        let block = Block { inputs, problem, grad_out, grad_final_window, grads: ConvGrads { x, weight, bias, initial_window } };
+        block.of_channels(of).backward(ws).expect("scratch memory as `scratch` says");
+    };
+    par.run(0, problem.dim.div_ceil(LANES), split, &mut ws.reborrow(), scratch::<I>(problem.width), work)
+}
+
+/// The operands of a block of channels.
+struct Block<'a, I: Input> {
+    inputs: ConvInputs<'a, I>,
+    problem: ConvProblem,
+    grad_out: View<'a, I, 3>,
+    grad_final_window: Option<View<'a, I, 3>>,
+    grads: ConvGrads<'a, I>,
+}
+
+/// What a worker adds up along one block of channels.
+struct Sums<'s, A> {
+    filter: Filter<'s, A>,
+    stage: Stage<'s, A>,
+    /// ∂ of the staged rows, row by row.
+    grads: Stage<'s, A>,
+    /// Where the rows of `grads` go.
+    places: &'s mut [usize],
+    /// ∂w_k and then ∂bias of one tile, a row of channels each; and of all tiles.
+    tile: &'s mut [f64],
+    total: &'s mut [Sum],
+    /// ∂ℓ/∂(sum before SiLU) of one position.
+    g: &'s mut [A],
+    sum: &'s mut [A],
+}
+
+impl<'a, I: Input> Block<'a, I> {
+    /// The inputs cut to these channels; `grads` are theirs already.
+    fn of_channels(mut self, of: Range<usize>) -> Self {
+        self.inputs.x = self.inputs.x.slice(2, of.clone());
+        self.inputs.weight = self.inputs.weight.slice(0, of.clone());
+        self.inputs.bias = self.inputs.bias.map(|v| v.slice(0, of.clone()));
+        self.inputs.initial_window = self.inputs.initial_window.map(|v| v.slice(2, of.clone()));
+        self.grad_out = self.grad_out.slice(2, of.clone());
+        self.grad_final_window = self.grad_final_window.map(|v| v.slice(2, of.clone()));
+        self.problem.dim = of.len();
+        self
+    }
+
+    fn backward(mut self, ws: &mut Workspace<'_>) -> Result<(), Error> {
+        let (inputs, lanes, width) = (self.inputs, self.problem.dim, self.problem.width);
+        let mut ws = ws.reborrow();
+        let mut s = Sums {
+            filter: Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, 0..lanes, &mut ws)?,
+            stage: Stage::new(width, lanes, &mut ws)?,
+            grads: Stage::new(width, lanes, &mut ws)?,
+            places: ws.slice(width - 1 + STEPS)?,
+            tile: ws.slice((width + 1) * lanes)?,
+            total: ws.slice((width + 1) * lanes)?,
+            g: ws.slice(lanes)?,
+            sum: ws.slice(lanes)?,
+        };
+        s.total.fill(Sum::default());
+        let positions = ws.slice::<usize>(STEPS)?;
+        (0..self.problem.states).for_each(|state| self.span(state, &mut s, positions));
+        for (k, row) in s.total.chunks_exact(lanes).enumerate() {
+            for (d, sum) in row.iter().enumerate() {
+                let value = I::Accum::from_f64(sum.value());
+                match (k == width, &mut self.grads.weight, &mut self.grads.bias) {
+                    (false, Some(weight), _) => weight.set([d, k], value),
+                    (true, _, Some(bias)) => bias.set([d], value),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks one span. A row of `grads` is complete once the W − 1 positions after it are through.
+    fn span(&mut self, state: usize, s: &mut Sums<'_, I::Accum>, positions: &mut [usize]) {
+        let (inputs, before) = (self.inputs, self.problem.width - 1);
+        let span = inputs.sequences.span(state, self.problem.seqlen);
+        if let (Some(x), true) = (&mut self.grads.x, inputs.sequences.may_pad()) {
+            let padding = span.range.clone().filter(|&t| inputs.sequences.is_padding(span.batch, t));
+            padding.for_each(|t| clear_row(x, [span.batch, t, 0]));
+        }
+        match &inputs.initial_window {
+            Some(window) => s.stage.load_window(window, state),
+            None => s.stage.window().fill(I::Accum::ZERO),
+        }
+        s.grads.rows.fill(I::Accum::ZERO);
+        s.places[..before].iter_mut().enumerate().for_each(|(k, place)| *place = WINDOW + k);
+        let mut walk = inputs.sequences.walk(&span);
+        while let Some(tile) = walk.next(positions) {
+            if tile.fresh && !tile.first {
+                self.flush(before, span.batch, state, s);
+                s.grads.rows.fill(I::Accum::ZERO);
+                s.places[..before].fill(NOWHERE);
+            }
+            s.stage.load_tile(&inputs.x, span.batch, tile, positions);
+            s.places[before..before + tile.count].copy_from_slice(&positions[..tile.count]);
+            s.add_tile(&self.grad_out, span.batch, &positions[..tile.count]);
+            self.flush(tile.count, span.batch, state, s);
+            s.advance(tile.count);
+        }
+        if let Some(last) = &self.grad_final_window {
+            for (k, row) in s.grads.window().chunks_exact_mut(self.problem.dim).enumerate() {
+                load_row(last, [state, k, 0], s.sum);
+                row.iter_mut().zip(s.sum.iter()).for_each(|(to, g)| *to = *to + *g);
+            }
+        }
+        self.flush(before, span.batch, state, s);
+    }
+
+    /// Writes the first `count` rows of `grads` where they belong.
+    fn flush(&mut self, count: usize, batch: usize, state: usize, s: &Sums<'_, I::Accum>) {
+        for (row, &place) in s.grads.rows.chunks_exact(self.problem.dim).zip(&s.places[..count]) {
+            match (&mut self.grads.x, &mut self.grads.initial_window) {
+                (Some(x), _) if place < WINDOW => store_row(x, [batch, place, 0], row),
+                (_, Some(window)) if place >= WINDOW && place != NOWHERE => store_row(window, [state, place - WINDOW, 0], row),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<A: Real> Sums<'_, A> {
+    /// Adds the gradients of one tile of positions.
+    fn add_tile<I: Input<Accum = A>>(&mut self, grad_out: &View<'_, I, 3>, batch: usize, positions: &[usize]) {
+        let (lanes, width) = (self.filter.lanes, self.filter.width);
+        self.tile.fill(0.0);
+        for (i, &t) in positions.iter().enumerate() {
+            let rows = &self.stage.rows[i * lanes..(i + width) * lanes];
+            load_row(grad_out, [batch, t, 0], self.g);
+            if self.filter.silu {
+                self.filter.sums(rows, self.sum);
+                self.g.iter_mut().zip(self.sum.iter()).for_each(|(g, sum)| *g = *g * silu_grad(*sum));
+            }
+            let grads = self.grads.rows[i * lanes..(i + width) * lanes].chunks_exact_mut(lanes);
+            for (grads, tap) in grads.zip(self.filter.taps.chunks_exact(lanes)) {
+                grads.iter_mut().zip(tap).zip(self.g.iter()).for_each(|((to, w), g)| *to = *to + *w * *g);
+            }
+            let (taps, bias) = self.tile.split_at_mut(width * lanes);
+            for (sums, row) in taps.chunks_exact_mut(lanes).zip(rows.chunks_exact(lanes)) {
+                sums.iter_mut().zip(row).zip(self.g.iter()).for_each(|((to, x), g)| *to += x.to_f64() * g.to_f64());
+            }
+            bias.iter_mut().zip(self.g.iter()).for_each(|(to, g)| *to += g.to_f64());
+        }
+        self.total.iter_mut().zip(self.tile.iter()).for_each(|(total, tile)| total.add(*tile));
+    }
+
+    /// Makes the last W − 1 rows the first, and clears the rows of gradients behind them.
+    fn advance(&mut self, count: usize) {
+        let before = self.filter.width - 1;
+        self.stage.advance(count);
+        self.grads.advance(count);
+        self.grads.rows[before * self.filter.lanes..].fill(A::ZERO);
+        self.places.copy_within(count..count + before, 0);
+    }
+}
