@@ -6,6 +6,8 @@ pub mod element;
 pub mod error;
 pub mod layers;
 pub mod naive;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod ops;
 pub mod par;
 pub mod scan;
