@@ -5,9 +5,9 @@ pub mod buffer;
 pub mod element;
 pub mod error;
 pub mod layers;
-pub mod naive;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod naive;
 pub mod ops;
 pub mod par;
 pub mod scan;
