@@ -74,7 +74,7 @@ pub trait Weight:
     type Stored<I: Input<Accum = Self::Real>>: Element<Arith = Self>;
     /// Whether this is a complex type.
     const COMPLEX: bool;
-    /// κ of MATH section 3: 2 for complex A (y takes twice the real part), 1 for real.
+    /// κ: 2 for complex A (y takes twice the real part), 1 for real.
     const KAPPA: f64;
     /// 0.
     const ZERO: Self;
@@ -327,7 +327,7 @@ macro_rules! complex {
             fn exp(self) -> Self {
                 let r = self.re.exp();
                 let (s, c) = self.im.sin_cos();
-                // Where e^re underflows, 0 times the cosine of an infinite angle would be NaN; MATH section 10 wants 0.
+                // Where e^re underflows, 0 times the cosine of an infinite angle would be NaN; exp underflows to 0.
                 if r == 0.0 && !self.im.is_nan() { Self::ZERO } else { Complex { re: r * c, im: r * s } }
             }
             #[inline]

@@ -59,7 +59,7 @@ pub fn sigmoid<R: Real>(x: R) -> R {
     if x >= R::ZERO { R::ONE / (R::ONE + e) } else { e / (R::ONE + e) }
 }
 
-/// silu(x) = x · sigmoid(x). silu(−∞) is NaN, as MATH section 10 allows.
+/// silu(x) = x · sigmoid(x). silu(−∞) is NaN: −∞ · 0.
 #[inline]
 pub fn silu<R: Real>(x: R) -> R {
     x * sigmoid(x)
@@ -142,7 +142,7 @@ pub fn phi1_grad<W: Weight>(z: W) -> W {
 }
 
 impl Rule {
-    /// Ā and γ for Δ' = `dt` and A = `a` (MATH section 2).
+    /// Ā and γ for Δ' = `dt` and A = `a`.
     #[inline]
     pub fn discretize<W: Weight>(self, dt: W::Real, a: W) -> Discrete<W> {
         let z = a.scale(dt);
@@ -157,7 +157,7 @@ impl Rule {
         }
     }
 
-    /// Ā, γ and the derivatives for Δ' = `dt` and A = `a` (MATH section 3, backward).
+    /// Ā, γ and the derivatives for Δ' = `dt` and A = `a`.
     #[inline]
     pub fn discretize_grad<W: Weight>(self, dt: W::Real, a: W) -> DiscreteGrad<W> {
         let Discrete { abar, gamma } = self.discretize(dt, a);

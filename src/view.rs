@@ -249,6 +249,11 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         (TypeId::of::<T>() == TypeId::of::<U>()).then_some(View { ptr: ptr.cast(), len, offset, dims, strides, life: PhantomData })
     }
 
+    /// The same buffer and offset seen with other dimensions; the caller keeps to elements of this view.
+    pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> View<'a, T, S> {
+        View { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData }
+    }
+
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
     pub(crate) fn as_ptr(&self) -> *const T {
         self.ptr.wrapping_add(self.offset)

@@ -239,6 +239,8 @@ impl ModelConfig {
         let mut keys = Keys(map);
         keys.word("model_type", &["mamba"])?;
         keys.word("hidden_act", &["silu"])?;
+        // Written anew by every save.
+        keys.0.remove("architectures");
         let default = ModelConfig::default();
         let hidden_size = within("hidden_size", keys.usize("hidden_size", default.hidden_size)?, MAX_HIDDEN)?;
         let expand = within("expand", keys.usize("expand", default.expand)?, MAX_EXPAND)?;
@@ -284,7 +286,7 @@ impl ModelConfig {
             [one] => Value::from(*one),
             many => Value::from(many),
         };
-        map.entry("architectures").or_insert_with(|| Value::from(vec!["MambaForCausalLM"]));
+        map.insert("architectures".into(), Value::from(vec!["MambaForCausalLM"]));
         let pairs: [(&str, Value); 24] = [
             ("model_type", "mamba".into()),
             ("hidden_act", "silu".into()),

@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(adam.step(&mut p, &zeros, 0.5).unwrap(), 0.0);
         for ((spec, after), (_, before)) in p.tensors().into_iter().zip(before.tensors()) {
             let factor = if spec.dims.len() > 1 && spec.kind != Kind::ALog { 0.95 } else { 1.0 };
-            assert!(after.iter().zip(before).all(|(a, b)| (a - factor * b).abs() <= 1e-7 * b.abs()), "{}", spec.name);
+            assert!(after.iter().zip(before).all(|(a, b)| (a - factor * b).abs() <= 2e-7 * b.abs()), "{}", spec.name);
         }
     }
 
@@ -270,7 +270,8 @@ mod tests {
         g.embeddings.fill(1e-4);
         g.embeddings[0] = 1e4;
         let want = (1e8 + (g.embeddings.len() - 1) as f64 * f64::from(1e-4f32).powi(2)).sqrt();
-        assert!((gradient_norm(&g) / want - 1.0).abs() < 1e-15);
+        // A block alone may lose 1024 · 2⁻⁵³; a plain sum over all loses a hundred times that here.
+        assert!((gradient_norm(&g) / want - 1.0).abs() < 1.2e-13);
         let mut rng = Rng::new(1);
         g.embeddings.iter_mut().for_each(|value| *value = rng.normal() as f32 * 1e30);
         assert!(gradient_norm(&g).is_finite());

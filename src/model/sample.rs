@@ -172,7 +172,7 @@ mod tests {
 
     /// Five standard deviations of a share.
     fn near(share: f64, want: f64, draws: u32) -> bool {
-        (share - want).abs() <= 5.0 * (want * (1.0 - want) / f64::from(draws)).sqrt()
+        (share - want).abs() <= 5.0 * (want * (1.0 - want) / f64::from(draws)).sqrt() + 1e-9
     }
 
     fn matches(how: Sampling, logits: &[f32], want: &[f64]) {

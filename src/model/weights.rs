@@ -288,7 +288,7 @@ mod tests {
             ("lm_head.weight", "..".into(), "plain file name"),
             ("lm_head.weight", "x\\a.safetensors".into(), "plain file name"),
             ("lm_head.weight", 3.into(), "not a string"),
-            ("lm_head.weight", "missing.safetensors".into(), "missing.safetensors"),
+            ("new.weight", "missing.safetensors".into(), "missing.safetensors"),
             ("new.weight", "a.safetensors".into(), "lacks `new.weight`"),
         ];
         for (i, (name, shard, why)) in cases.into_iter().enumerate() {
