@@ -58,8 +58,8 @@ pub trait Element: Copy + Send + Sync + Default + Debug + PartialEq + Pod {
 
 /// A real storage type of u, delta, z, out: f32, f64, f16, bf16.
 pub trait Input: Element<Arith = Self::Accum> {
-    /// The type it is computed in: f64 for f64, f32 for the others.
-    type Accum: Real;
+    /// The type it is computed in: f64 for f64, f32 for the others. A real A takes B and C in the storage type itself.
+    type Accum: Real<Stored<Self> = Self>;
 }
 
 /// A type that is computed in: f32, f64 and the complex numbers over them. A and the states have such a type.

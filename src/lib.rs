@@ -1,5 +1,6 @@
 //! The selective scan of Mamba-family state space models.
 
+pub mod block;
 pub mod arch;
 pub mod blelloch;
 pub mod buffer;

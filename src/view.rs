@@ -121,6 +121,14 @@ fn nests<const R: usize>(dims: [usize; R], strides: [isize; R]) -> bool {
     true
 }
 
+/// The layout with the first two axes merged into one, where one stride reaches all their elements.
+fn merged([batch, seqlen, dim]: [usize; 3], [outer, inner, last]: [isize; 3]) -> Option<([usize; 2], [isize; 2])> {
+    let rows = batch.checked_mul(seqlen)?;
+    let stride = if seqlen == 1 { outer } else { inner };
+    let fits = rows == 0 || batch == 1 || seqlen == 1 || inner.checked_mul(isize::try_from(seqlen).ok()?) == Some(outer);
+    fits.then_some(([rows, dim], [stride, last]))
+}
+
 fn linear<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R], index: [usize; R]) -> usize {
     let mut at = offset as isize;
     for i in 0..R {
@@ -252,6 +260,22 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     }
 }
 
+impl<'a, T: Copy> View<'a, T, 3> {
+    /// The first two axes as one, (B·L, D); None where strides do not allow it.
+    pub fn rows(&self) -> Option<View<'a, T, 2>> {
+        let (dims, strides) = merged(self.dims, self.strides)?;
+        Some(View { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData })
+    }
+}
+
+impl<'a, T: Copy> ViewMut<'a, T, 3> {
+    /// The first two axes as one, as [`View::rows`].
+    pub fn rows_mut(&mut self) -> Option<ViewMut<'_, T, 2>> {
+        let (dims, strides) = merged(self.dims, self.strides)?;
+        Some(self.reborrow().reshape(dims, strides))
+    }
+}
+
 impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     /// A contiguous row-major tensor.
     pub fn new(data: &'a mut [T], dims: [usize; R]) -> Self {
@@ -351,6 +375,15 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     pub fn tiles<'c>(self, outer: Cut<'c>, inner: Cut<'c>) -> Tiles<'a, 'c, T, R> {
         self.check("tiles", self.dims).expect("a checked view is cut");
         Tiles { view: self, cuts: [outer, inner, Cut::Whole] }
+    }
+
+    /// The parts below and from `at` along `axis`. Panics where `at` leaves the axis.
+    pub fn split(self, axis: usize, at: usize) -> (Self, Self) {
+        self.check("split", self.dims).expect("a checked view is split");
+        let ViewMut { ptr, len, offset, dims, strides, life } = self;
+        // No element belongs to two index tuples, which `check` made sure of, so the two parts are disjoint.
+        let whole = || ViewMut { ptr, len, offset, dims, strides, life };
+        (whole().slice(axis, 0..at), whole().slice(axis, at..dims[axis]))
     }
 
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
