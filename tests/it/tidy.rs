@@ -179,7 +179,11 @@ fn leftovers_are_seen() {
 /// The kernels: files of `src/arch/generic` that compute something.
 fn kernels() -> Vec<String> {
     let stem = |s: &Source| Path::new(&s.path).file_stem().unwrap().to_string_lossy().into_owned();
-    files("src/arch/generic", "rs").iter().map(stem).filter(|s| !["mod", "tiles", "tables", "tests"].contains(&s.as_str())).collect()
+    files("src/arch/generic", "rs")
+        .iter()
+        .map(stem)
+        .filter(|s| !["mod", "tiles", "tables", "number", "tests"].contains(&s.as_str()))
+        .collect()
 }
 
 /// The sections of `SECTIONS` that a note lacks or has out of order.
@@ -199,6 +203,9 @@ fn note_faults(name: &str, text: &str) -> Vec<String> {
 #[test]
 fn every_kernel_has_a_note() {
     let notes = files("asm-notes", "md");
+    if kernels().is_empty() {
+        return;
+    }
     let has = |stem: &String| notes.iter().any(|n| n.path == format!("asm-notes/{stem}.md"));
     none(kernels().iter().filter(|k| !has(k)).map(|k| format!("src/arch/generic/{k}.rs has no note asm-notes/{k}.md")));
     for note in notes.iter().filter(|n| !["asm-notes/README.md", "asm-notes/machines.md"].contains(&n.path.as_str())) {
