@@ -102,7 +102,7 @@ fn unsafe_faults(source: &Source, named: &BTreeSet<String>) -> Vec<String> {
         let function = fns.iter().find(|(line, _)| *line == i);
         let said = match function {
             Some((_, name)) => named.contains(name) || explained(source, i, "SAFETY:"),
-            None => explained(source, i, "SAFETY:"),
+            None => explained(source, i, if line.code.contains("unsafe trait ") { "# Safety" } else { "SAFETY:" }),
         };
         if !said {
             faults.push(format!("{at}: `unsafe` without a `SAFETY:` comment or a `# Safety` section"));
@@ -131,6 +131,7 @@ fn bad_unsafe_is_seen() {
     assert_eq!(faults("src/arch/x.rs", "/// F.\n///\n/// # Safety\n/// So.\n#[inline]\nunsafe fn f() {}"), 0);
     assert_eq!(faults("src/arch/x.rs", "/// F.\nunsafe fn f() {}"), 1);
     assert_eq!(faults("src/arch/x.rs", "/// # Safety\nunsafe fn f();\n\nunsafe fn f() {}"), 0);
+    assert_eq!(faults("src/arch/x.rs", "/// # Safety\n/// So.\npub unsafe trait T {}\n\npub unsafe trait U {}"), 1);
     assert_eq!(faults("src/arch/x.rs", "// SAFETY: so.\nunsafe impl Send for X {}\nunsafe impl Sync for X {}"), 1);
 }
 
