@@ -172,7 +172,8 @@ macro_rules! shared {
                 if !self.dims.contains(&0) {
                     self.offset = (self.offset as isize + (self.dims[axis] as isize - 1) * self.strides[axis]) as usize;
                 }
-                self.strides[axis] = -self.strides[axis];
+                // An axis of one element may have any stride, the lowest number too.
+                self.strides[axis] = self.strides[axis].wrapping_neg();
                 self
             }
 

@@ -2,6 +2,7 @@
 
 mod golden;
 mod blelloch;
+mod fuzz;
 mod layering;
 mod monoid;
 mod causal_conv1d;
