@@ -3,6 +3,7 @@
 mod causal_conv1d;
 mod layering;
 mod linear;
+mod rms_norm;
 mod source;
 mod tensors;
 mod tidy;
