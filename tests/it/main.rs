@@ -8,6 +8,7 @@ mod monoid;
 mod causal_conv1d;
 mod layering;
 mod linear;
+mod rms_norm;
 mod source;
 mod tensors;
 mod tidy;
