@@ -88,11 +88,11 @@ impl Scan for Cpu {
     }
 
     fn scan_bwd_workspace<E: Element>(&self, problem: ScanProblem) -> usize {
-        host::scan_bwd_workspace::<E>(self, problem)
+        host::scan_bwd_workspace::<E>(self, self.par, problem)
     }
 
     fn scan_bwd<E: Element>(&self, args: ScanBwd<'_, E>, ws: &mut Workspace<'_>) -> Result<(), Error> {
-        host::scan_bwd(self, args, ws)
+        host::scan_bwd(self, self.par, args, ws)
     }
 }
 

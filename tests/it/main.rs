@@ -1,14 +1,13 @@
 //! All integration tests, as one binary.
 
-mod golden;
 mod blelloch;
-mod fuzz;
-mod layering;
-mod monoid;
 mod causal_conv1d;
+mod fuzz;
+mod golden;
 mod layering;
 mod linear;
 mod rms_norm;
+mod monoid;
 mod source;
 mod tensors;
 mod tidy;
