@@ -5,16 +5,12 @@ use std::path::Path;
 use half::bf16;
 use selective_scan::element::Dtype;
 
-#[path = "../../examples/check/harness/mod.rs"]
-#[allow(dead_code)]
-pub mod harness;
-
-use harness::case::Case;
-use harness::compare::{Bound, compare};
-use harness::engines::engines;
-use harness::operation::DTYPES;
-use harness::selective::Selective;
-use harness::suite::{Loaded, Problem, cases};
+use crate::harness::case::Case;
+use crate::harness::compare::{Bound, compare};
+use crate::harness::engines::engines;
+use crate::harness::operation::{Checked, DTYPES, Operation};
+use crate::harness::selective::Selective;
+use crate::harness::suite::{Loaded, Problem, cases};
 
 fn golden() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -52,7 +48,7 @@ fn a_changed_reference_is_noticed() {
     }
 }
 
-fn changed<O: harness::operation::Operation>(checked: &mut harness::operation::Checked<O>) {
+fn changed<O: Operation>(checked: &mut Checked<O>) {
     let entry = &engines()[0];
     for i in 0..checked.reference.len() {
         let before = checked.reference[i].clone();

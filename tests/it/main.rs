@@ -4,6 +4,9 @@ mod blelloch;
 mod causal_conv1d;
 mod fuzz;
 mod golden;
+#[path = "../../examples/check/harness/mod.rs"]
+#[allow(dead_code)]
+mod harness;
 mod layering;
 mod linear;
 mod rms_norm;

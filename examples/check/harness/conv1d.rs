@@ -221,7 +221,7 @@ impl Operation for Conv1d {
         Operands::<I>::new(self, layout).forward(engine, self)
     }
 
-    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Option<[Array; 2]>, Error> {
+    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Vec<Named>, Error> {
         let start = Array::zeros(&self.window_dims(), false);
         let mut window = Tensor::<I, 3>::from(self.window.as_ref().unwrap_or(&start), Layout::Contiguous);
         let mut out = Array::zeros(&[self.x.dims[0], 0, self.x.dims[2]], false);
@@ -230,7 +230,8 @@ impl Operation for Conv1d {
             one.dims.insert(1, 1);
             out = Array::join(&[out, one]);
         }
-        Ok(Some([out, window.array()]))
+        let out = Named { name: "out".into(), array: out, dtype: I::DTYPE, role: Role::Positions };
+        Ok(vec![out, result("final_window", &window, Role::States)])
     }
 
     /// Windows are inputs, so they are always stored as these are.
