@@ -8,9 +8,15 @@ mod golden;
 #[allow(dead_code)]
 mod harness;
 mod layering;
+mod lengths;
 mod linear;
 mod rms_norm;
 mod monoid;
+mod nan_contract;
+mod problems;
+mod scan_properties;
+mod selective_properties;
 mod source;
 mod tensors;
+mod threads;
 mod tidy;

@@ -2,6 +2,7 @@
 
 use selective_scan::layers::conv1d::CausalConv1d;
 use selective_scan::naive::Naive;
+use selective_scan::par::Par;
 use selective_scan::scan::Scan;
 use selective_scan::selective::SelectiveScan;
 use selective_scan::view::Host;
@@ -20,30 +21,49 @@ pub trait Visit {
 }
 
 /// One line of the table: an engine at one ISA level.
+#[derive(Debug, Clone)]
 pub struct Entry {
     pub name: &'static str,
     pub isa: &'static str,
     engine: Engine,
 }
 
-enum Engine {
-    Naive(Naive),
+/// The kinds of engines, how each is told who runs its parts, and what it calls its kernels.
+macro_rules! engines {
+    ($($kind:ident: $par:expr, $kernel:expr;)+) => {
+        #[derive(Debug, Clone)]
+        enum Engine {
+            $($kind($kind),)+
+        }
+
+        impl Entry {
+            /// What really runs for an operator.
+            pub fn kernel(&self, op: &str) -> String {
+                match &self.engine {
+                    $(Engine::$kind(engine) => $kernel(engine, op),)+
+                }
+            }
+
+            /// The same engine with its parts run in another way.
+            pub fn with_par(&self, par: Par) -> Self {
+                let engine = match &self.engine {
+                    $(Engine::$kind(engine) => Engine::$kind($par(engine, par)),)+
+                };
+                Entry { engine, ..self.clone() }
+            }
+
+            /// Calls the visitor with the engine.
+            pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
+                match &self.engine {
+                    $(Engine::$kind(engine) => visitor.visit(engine),)+
+                }
+            }
+        }
+    };
 }
 
-impl Entry {
-    /// What really runs for an operator.
-    pub fn kernel(&self, op: &str) -> String {
-        match &self.engine {
-            Engine::Naive(_) => format!("naive {op}"),
-        }
-    }
-
-    /// Calls the visitor with the engine.
-    pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
-        match &self.engine {
-            Engine::Naive(engine) => visitor.visit(engine),
-        }
-    }
+engines! {
+    Naive: |engine: &Naive, _| *engine, |_, op| format!("naive {op}");
 }
 
 /// Every engine at every ISA level that this machine has.
