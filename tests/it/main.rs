@@ -4,6 +4,7 @@ mod blelloch;
 mod causal_conv1d;
 mod fuzz;
 mod golden;
+mod host_default;
 mod layering;
 mod linear;
 mod monoid;
