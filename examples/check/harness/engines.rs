@@ -1,5 +1,6 @@
 //! The engines of this machine, in one table.
 
+use selective_scan::blelloch::Blelloch;
 use selective_scan::naive::Naive;
 use selective_scan::scan::Scan;
 use selective_scan::selective::SelectiveScan;
@@ -27,6 +28,7 @@ pub struct Entry {
 
 enum Engine {
     Naive(Naive),
+    Blelloch(Blelloch),
 }
 
 impl Entry {
@@ -34,6 +36,7 @@ impl Entry {
     pub fn kernel(&self, op: &str) -> String {
         match &self.engine {
             Engine::Naive(_) => format!("naive {op}"),
+            Engine::Blelloch(_) => format!("blelloch {op}"),
         }
     }
 
@@ -41,11 +44,15 @@ impl Entry {
     pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
         match &self.engine {
             Engine::Naive(engine) => visitor.visit(engine),
+            Engine::Blelloch(engine) => visitor.visit(engine),
         }
     }
 }
 
 /// Every engine at every ISA level that this machine has.
 pub fn engines() -> Vec<Entry> {
-    vec![Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) }]
+    vec![
+        Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) },
+        Entry { name: "blelloch", isa: "none", engine: Engine::Blelloch(Blelloch::new()) },
+    ]
 }
