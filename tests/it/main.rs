@@ -5,8 +5,12 @@ mod causal_conv1d;
 mod fuzz;
 mod golden;
 mod host_default;
+#[path = "../../examples/check/harness/mod.rs"]
+#[allow(dead_code)]
+mod harness;
 mod layering;
 mod linear;
+mod rms_norm;
 mod monoid;
 mod source;
 mod tensors;

@@ -1,15 +1,16 @@
 //! The engines of this machine, in one table.
 
 use selective_scan::blelloch::Blelloch;
+use selective_scan::layers::conv1d::CausalConv1d;
 use selective_scan::naive::Naive;
 use selective_scan::scan::Scan;
 use selective_scan::selective::SelectiveScan;
 use selective_scan::view::Host;
 
 /// What an engine for host memory offers.
-pub trait HostEngine: SelectiveScan + Scan<Memory = Host> + Sync {}
+pub trait HostEngine: SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + Sync {}
 
-impl<E: SelectiveScan + Scan<Memory = Host> + Sync> HostEngine for E {}
+impl<E: SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + Sync> HostEngine for E {}
 
 /// Something to do with any engine: their methods are generic, so they cannot be called through a pointer.
 pub trait Visit {

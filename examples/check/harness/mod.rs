@@ -6,6 +6,7 @@
 pub mod array;
 pub mod case;
 pub mod compare;
+pub mod conv1d;
 pub mod engines;
 pub mod operation;
 pub mod report;

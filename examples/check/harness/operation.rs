@@ -75,8 +75,8 @@ pub trait Operation: Sized {
     fn run<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E, layout: Layout) -> Result<Vec<Named>, Error>;
     /// Only the output by position and the last state.
     fn forward<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E, layout: Layout) -> Result<Vec<Named>, Error>;
-    /// The same two, one decode step after another; None where the operator has no step.
-    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Option<[Array; 2]>, Error>;
+    /// The same two, one decode step after another; nothing where the operator has no step.
+    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Vec<Named>, Error>;
     /// Single steps whose state is stored in 16 bits, from `state`, against f64 from the same stored state.
     fn narrow_steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(
         &self,
@@ -86,80 +86,126 @@ pub trait Operation: Sized {
     ) -> Result<(), Error>;
 }
 
+/// One way of calling an operator.
+#[derive(Debug, Clone, Copy)]
+pub enum Call<'a> {
+    /// Forward and backward: every output and every gradient.
+    Run(Layout),
+    /// Only the output by position and the last state.
+    Forward(Layout),
+    /// The same two, one decode step after another; nothing where the operator has no step.
+    Steps,
+    /// Single steps from this state, stored in 16 bits. The results are findings already.
+    NarrowSteps(&'a Array),
+}
+
+/// What came of a call.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub results: Vec<Named>,
+    pub findings: Findings,
+}
+
+struct Asked<'a, O> {
+    problem: &'a O,
+    dtype: Dtype,
+    call: Call<'a>,
+}
+
+impl<O: Operation> Asked<'_, O> {
+    fn answer<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Answer, Error> {
+        let mut answer = Answer::default();
+        match self.call {
+            Call::Run(layout) => answer.results = self.problem.run::<E, I, W>(engine, layout)?,
+            Call::Forward(layout) => answer.results = self.problem.forward::<E, I, W>(engine, layout)?,
+            Call::Steps => answer.results = self.problem.steps::<E, I, W>(engine)?,
+            Call::NarrowSteps(state) => self.problem.narrow_steps::<E, I, W>(engine, state, &mut answer.findings)?,
+        }
+        Ok(answer)
+    }
+}
+
+impl<O: Operation> Visit for Asked<'_, O> {
+    type Output = Result<Answer, Error>;
+
+    fn visit<E: HostEngine>(self, engine: &E) -> Self::Output {
+        match (self.dtype, self.problem.complex()) {
+            (Dtype::F64, false) => self.answer::<E, f64, f64>(engine),
+            (Dtype::F32, false) => self.answer::<E, f32, f32>(engine),
+            (Dtype::F16, false) => self.answer::<E, f16, f32>(engine),
+            (Dtype::Bf16, false) => self.answer::<E, bf16, f32>(engine),
+            (Dtype::F64, true) => self.answer::<E, f64, Complex<f64>>(engine),
+            (Dtype::F32, true) => self.answer::<E, f32, Complex<f32>>(engine),
+            (Dtype::F16, true) => self.answer::<E, f16, Complex<f32>>(engine),
+            (Dtype::Bf16, true) => self.answer::<E, bf16, Complex<f32>>(engine),
+            (other, _) => panic!("{other:?} is not a storage type of inputs"),
+        }
+    }
+}
+
+/// Calls an operator on one engine in one storage type. An `Err` is the engine's own, about the operands.
+pub fn call<O: Operation>(entry: &Entry, dtype: Dtype, problem: &O, call: Call<'_>) -> Result<Answer, Error> {
+    entry.visit(Asked { problem, dtype, call })
+}
+
+/// The storage types, widest first.
+pub const DTYPES: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16];
+
 /// A case that can be run: a problem and its reference.
 pub struct Checked<O> {
     pub problem: O,
     pub reference: Reference,
 }
 
-/// The storage types, widest first.
-pub const DTYPES: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16];
-
-struct Run<'a, O> {
-    checked: &'a Checked<O>,
+/// One engine in one storage type.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    entry: &'a Entry,
     dtype: Dtype,
 }
 
-impl<O: Operation> Visit for Run<'_, O> {
-    type Output = Result<Findings, Error>;
-
-    fn visit<E: HostEngine>(self, engine: &E) -> Self::Output {
-        let checked = self.checked;
-        match (self.dtype, checked.problem.complex()) {
-            (Dtype::F64, false) => checked.check::<E, f64, f64>(engine),
-            (Dtype::F32, false) => checked.check::<E, f32, f32>(engine),
-            (Dtype::F16, false) => checked.check::<E, f16, f32>(engine),
-            (Dtype::Bf16, false) => checked.check::<E, bf16, f32>(engine),
-            (Dtype::F64, true) => checked.check::<E, f64, Complex<f64>>(engine),
-            (Dtype::F32, true) => checked.check::<E, f32, Complex<f32>>(engine),
-            (Dtype::F16, true) => checked.check::<E, f16, Complex<f32>>(engine),
-            (Dtype::Bf16, true) => checked.check::<E, bf16, Complex<f32>>(engine),
-            (other, _) => panic!("{other:?} is not a storage type of inputs"),
-        }
+impl Place<'_> {
+    fn results<O: Operation>(self, problem: &O, what: Call<'_>) -> Result<Vec<Named>, Error> {
+        Ok(call(self.entry, self.dtype, problem, what)?.results)
     }
 }
 
 impl<O: Operation> Checked<O> {
-    /// Everything on one engine in one storage type. An `Err` is the engine's own, about the operands.
-    pub fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
-        entry.visit(Run { checked: self, dtype })
-    }
-
     fn wanted(&self, name: &str) -> &Array {
         &self.reference.iter().find(|(n, _)| n == name).expect("the case reader asks for every reference").1
     }
 
-    fn check<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Findings, Error> {
+    /// Everything on one engine in one storage type. An `Err` is the engine's own, about the operands.
+    pub fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
+        let place = Place { entry, dtype };
         let mut findings = Findings::default();
         let started = Instant::now();
-        let base = self.problem.run::<E, I, W>(engine, Layout::Contiguous)?;
+        let base = place.results(&self.problem, Call::Run(Layout::Contiguous))?;
         findings.seconds = started.elapsed().as_secs_f64();
         for found in &base {
             let deviation = compare(&found.array.data, &self.wanted(&found.name).data, found.bound(self.problem.n_eff()));
             findings.add(&found.name, deviation, "plain");
         }
         for layout in Layout::STRIDED {
-            for (again, before) in self.problem.run::<E, I, W>(engine, layout)?.iter().zip(&base) {
+            for (again, before) in place.results(&self.problem, Call::Run(layout))?.iter().zip(&base) {
                 findings.add(&again.name, compare_bits(&again.array.data, &before.array.data), layout.name());
             }
         }
-        self.rearranged::<E, I, W>(engine, &base, &mut findings)?;
-        self.continued::<E, I, W>(engine, &mut findings)?;
-        if I::DTYPE != Dtype::F64 && I::DTYPE != Dtype::F32 {
-            self.problem.narrow_steps::<E, I, W>(engine, &named(&base, O::STATE).array, &mut findings)?;
+        self.rearranged(place, &base, &mut findings)?;
+        self.continued(place, &mut findings)?;
+        if matches!(dtype, Dtype::F16 | Dtype::Bf16) {
+            let state = &named(&base, O::STATE).array;
+            for f in call(entry, dtype, &self.problem, Call::NarrowSteps(state))?.findings.list {
+                findings.add(&f.tensor, f.worst, &f.how);
+            }
         }
         Ok(findings)
     }
 
     /// Packed, taken apart, with padding: the same bits by position, shared gradients within the bound.
-    fn rearranged<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(
-        &self,
-        engine: &E,
-        base: &[Named],
-        findings: &mut Findings,
-    ) -> Result<(), Error> {
+    fn rearranged(&self, place: Place<'_>, base: &[Named], findings: &mut Findings) -> Result<(), Error> {
         for by in arrangements(&self.problem) {
-            for found in &self.problem.transform(&by).run::<E, I, W>(engine, Layout::Contiguous)? {
+            for found in &place.results(&self.problem.transform(&by), Call::Run(Layout::Contiguous))? {
                 let before = &named(base, &found.name).array;
                 let deviation = match found.role {
                     Role::Positions => compare_bits(&found.array.data, &by.positions(before).data),
@@ -176,7 +222,7 @@ impl<O: Operation> Checked<O> {
     }
 
     /// The scan in two calls, and a prefill followed by steps.
-    fn continued<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E, findings: &mut Findings) -> Result<(), Error> {
+    fn continued(&self, place: Place<'_>, findings: &mut Findings) -> Result<(), Error> {
         if !matches!(self.problem.packing(), None | Some(Packing::Rows)) {
             return Ok(());
         }
@@ -187,22 +233,22 @@ impl<O: Operation> Checked<O> {
         for split in splits.into_iter().filter(|&s| s < seqlen) {
             let [front, back] = [Transform::slice(batch, 0, split), Transform::slice(batch, split, seqlen)];
             let (first, second) = if self.problem.reverse() { (back, front) } else { (front, back) };
-            let first = self.problem.transform(&first).forward::<E, I, W>(engine, Layout::Contiguous)?;
+            let first = place.results(&self.problem.transform(&first), Call::Forward(Layout::Contiguous))?;
             let mut second = self.problem.transform(&second);
             let head = &named(&first, O::OUT).array;
             // With nothing before it the second part starts as the whole problem does.
             if !head.data.is_empty() {
                 second = second.with_initial(named(&first, O::STATE).array.clone());
             }
-            let scanned = second.forward::<E, I, W>(engine, Layout::Contiguous)?;
-            let scanned = [named(&scanned, O::OUT).array.clone(), named(&scanned, O::STATE).array.clone()];
-            let stepped = second.steps::<E, I, W>(engine)?;
-            for (how, tail) in [("in two calls, cut at", Some(scanned)), ("steps from", stepped)] {
-                let Some([tail, state]) = tail else { continue };
-                let parts = if self.problem.reverse() { [tail, head.clone()] } else { [head.clone(), tail] };
-                for (name, got) in [(O::OUT, Array::join(&parts)), (O::STATE, state)] {
-                    let bound = named(&first, name).bound(self.problem.n_eff());
-                    findings.add(name, compare(&got.data, &self.wanted(name).data, bound), &format!("{how} {split}"));
+            for (how, what) in [("in two calls, cut at", Call::Forward(Layout::Contiguous)), ("steps from", Call::Steps)] {
+                for found in place.results(&second, what)? {
+                    let bound = found.bound(self.problem.n_eff());
+                    let whole = match (found.name == O::OUT, self.problem.reverse()) {
+                        (false, _) => found.array,
+                        (true, false) => Array::join(&[head.clone(), found.array]),
+                        (true, true) => Array::join(&[found.array, head.clone()]),
+                    };
+                    findings.add(&found.name, compare(&whole.data, &self.wanted(&found.name).data, bound), &format!("{how} {split}"));
                 }
             }
         }

@@ -24,7 +24,8 @@ pub struct Scan {
     pub grad_h: Array,
     pub grad_last: Option<Array>,
     pub reverse: bool,
-    n_eff: f64,
+    /// How many steps the decay remembers; see [`Scan::measured`].
+    pub n_eff: f64,
 }
 
 impl Scan {
@@ -42,7 +43,7 @@ impl Scan {
             reverse,
             n_eff: 0.0,
         };
-        problem.n_eff = problem.measure().map_err(|e| e.to_string())?;
+        problem = problem.measured().map_err(|e| e.to_string())?;
         let [batch, _, dim] = problem.b.dims[..] else { return Err("tensor `b` has three axes".into()) };
         let state = Array::zeros(&[batch, dim], complex);
         let mut reference = vec![("h".to_owned(), case.reference("h", &problem.b)?)];
@@ -56,13 +57,14 @@ impl Scan {
         Ok(Checked { problem, reference })
     }
 
-    fn measure(&self) -> Result<f64, Error> {
-        let measured = if self.complex() {
-            scan_n_eff(Tensor::<Complex<f64>, 3>::from(&self.a, Layout::Contiguous).view(), self.reverse)
+    /// Finds n_eff.
+    pub fn measured(mut self) -> Result<Self, Error> {
+        self.n_eff = if self.complex() {
+            scan_n_eff(Tensor::<Complex<f64>, 3>::from(&self.a, Layout::Contiguous).view(), self.reverse)?
         } else {
-            scan_n_eff(Tensor::<f64, 3>::from(&self.a, Layout::Contiguous).view(), self.reverse)
+            scan_n_eff(Tensor::<f64, 3>::from(&self.a, Layout::Contiguous).view(), self.reverse)?
         };
-        measured
+        Ok(self)
     }
 
     fn forward_in<T: HostEngine, E: Element>(&self, engine: &T, layout: Layout) -> Result<Vec<Named>, Error> {
@@ -161,8 +163,8 @@ impl Operation for Scan {
         self.forward_in::<E, W::Stored<I>>(engine, layout)
     }
 
-    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, _: &E) -> Result<Option<[Array; 2]>, Error> {
-        Ok(None)
+    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, _: &E) -> Result<Vec<Named>, Error> {
+        Ok(Vec::new())
     }
 
     fn narrow_steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, _: &E, _: &Array, _: &mut Findings) -> Result<(), Error> {

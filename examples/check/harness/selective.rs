@@ -10,7 +10,7 @@ use super::array::Array;
 use super::case::Case;
 use super::compare::{Bound, compare};
 use super::engines::HostEngine;
-use super::operation::{Checked, Named, Operation, Reference};
+use super::operation::{Checked, Named, Operation, Reference, Role};
 use super::report::Findings;
 use super::tensor::Layout;
 use super::transform::{Packing, Transform};
@@ -35,7 +35,8 @@ pub struct Selective {
     pub grad_last_state: Option<Array>,
     pub options: SelectiveOptions,
     pub packing: Packing,
-    n_eff: f64,
+    /// How many steps the decay remembers; see [`Selective::measured`].
+    pub n_eff: f64,
 }
 
 /// Names of the operands that have a gradient, where they are given.
@@ -77,18 +78,19 @@ impl Selective {
                 }
             }
         }
-        problem.n_eff = problem.measure().map_err(|e| e.to_string())?;
+        problem = problem.measured().map_err(|e| e.to_string())?;
         let reference = problem.reference(&mut case)?;
         case.finish()?;
         Ok(Checked { problem, reference })
     }
 
-    /// Checks the operands against one another, and n_eff.
-    fn measure(&self) -> Result<f64, Error> {
+    /// Checks the operands against one another and finds n_eff.
+    pub fn measured(mut self) -> Result<Self, Error> {
         fn of<W: Weight<Real = f64>>(problem: &Selective) -> Result<f64, Error> {
             selective_n_eff(&Operands::<f64, W>::new(problem, Layout::Contiguous).inputs())
         }
-        if self.complex() { of::<num_complex::Complex<f64>>(self) } else { of::<f64>(self) }
+        self.n_eff = if self.complex() { of::<num_complex::Complex<f64>>(&self)? } else { of::<f64>(&self)? };
+        Ok(self)
     }
 
     fn reference(&self, case: &mut Case) -> Result<Reference, String> {
@@ -179,7 +181,7 @@ impl Operation for Selective {
         Operands::<I, W>::new(self, layout).forward(engine)
     }
 
-    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Option<[Array; 2]>, Error> {
+    fn steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(&self, engine: &E) -> Result<Vec<Named>, Error> {
         let mut state = StateStore::<W>::new(self.h0.as_ref().unwrap_or(&self.zero_state()));
         let mut out = Array::zeros(&[self.u.dims[0], 0, self.u.dims[2]], false);
         for t in 0..self.u.dims[1] {
@@ -187,7 +189,8 @@ impl Operation for Selective {
             one.dims.insert(1, 1);
             out = Array::join(&[out, one]);
         }
-        Ok(Some([out, state.array()]))
+        let out = Named { name: "out".into(), array: out, dtype: I::DTYPE, role: Role::Positions };
+        Ok(vec![out, Named { name: "last_state".into(), array: state.array(), dtype: W::DTYPE, role: Role::States }])
     }
 
     fn narrow_steps<E: HostEngine, I: Input, W: Weight<Real = I::Accum>>(

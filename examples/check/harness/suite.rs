@@ -6,6 +6,7 @@ use selective_scan::Error;
 use selective_scan::element::Dtype;
 
 use super::case::Case;
+use super::conv1d::Conv1d;
 use super::engines::Entry;
 use super::operation::Checked;
 use super::report::Findings;
@@ -16,6 +17,7 @@ use super::selective::Selective;
 pub enum Problem {
     Scan(Checked<Scan>),
     Selective(Checked<Selective>),
+    Conv1d(Checked<Conv1d>),
     /// An operator or a kind of case that is not built yet.
     Skipped,
 }
@@ -43,7 +45,8 @@ impl Loaded {
         let problem = match op.as_str() {
             "scan" => Problem::Scan(Scan::read(case).map_err(in_file)?),
             "selective_scan" => Problem::Selective(Selective::read(case).map_err(in_file)?),
-            "causal_conv1d" | "mamba_block" | "ssd" | "mamba3_siso" | "s4d_kernel" => Problem::Skipped,
+            "causal_conv1d" => Problem::Conv1d(Conv1d::read(case).map_err(in_file)?),
+            "mamba_block" | "ssd" | "mamba3_siso" | "s4d_kernel" => Problem::Skipped,
             other => return Err(in_file(format!("option `op` is {other:?}, which is no operator of this format"))),
         };
         Ok(Loaded { name, op, problem })
@@ -54,6 +57,7 @@ impl Loaded {
         match &self.problem {
             Problem::Scan(case) => Some(case.on(entry, dtype)),
             Problem::Selective(case) => Some(case.on(entry, dtype)),
+            Problem::Conv1d(case) => Some(case.on(entry, dtype)),
             Problem::Skipped => None,
         }
     }
