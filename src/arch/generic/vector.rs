@@ -121,6 +121,12 @@ pub unsafe trait Vector:
         }
         lanes[0]
     }
+
+    /// [`Vector::sum`] of four at once.
+    #[inline(always)]
+    fn sums(x: [Self; 4]) -> [Self::Real; 4] {
+        [x[0].sum(), x[1].sum(), x[2].sum(), x[3].sum()]
+    }
 }
 
 /// A piece of a kernel that is compiled as a function of its own.
