@@ -1,5 +1,8 @@
 //! The kernels themselves: no view, allocation, thread or instruction set is named here.
 
+// A state's index picks from several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 pub mod causal_conv1d;
 pub mod discretize;
 pub mod exp;
@@ -7,6 +10,7 @@ pub mod expm1;
 pub mod number;
 pub mod scan;
 pub mod selective_scan;
+pub mod selective_scan_bwd;
 pub mod silu;
 pub mod sincos;
 pub mod softplus;

@@ -139,9 +139,12 @@ pub struct SelectiveBwd<'a, R> {
     pub scratch: &'a mut [R],
 }
 
+/// How many states the backward pass walks at once.
+pub(super) const BACK: usize = 4;
+
 /// Numbers of scratch memory that a [`SelectiveBwd`] of any number of steps and states takes.
 pub const fn bwd_scratch(lanes: usize) -> usize {
-    (6 + 4 * 2 * 2) * (TILE + 1) * lanes
+    (4 + 3 * 2 * BACK) * (TILE + 1) * lanes
 }
 
 /// One tile of the linear recurrence h_t = a_t·h_{t−1} + b_t. Reverse scans stage their steps in reverse.
