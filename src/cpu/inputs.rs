@@ -160,6 +160,11 @@ impl Extent {
         Extent { lanes: kernels.lanes::<R>(), blocks, dstate: problem.dstate, complex: W::COMPLEX, line: ALIGN / size_of::<R>() }
     }
 
+    /// The sizes of a single block.
+    pub fn one(self) -> Self {
+        Extent { blocks: 1, ..self }
+    }
+
     /// Planes of A and the states: real, or real and imaginary.
     pub fn planes(self) -> usize {
         1 + usize::from(self.complex)
@@ -238,7 +243,10 @@ impl Extent {
 
     /// Bytes that [`Staged::take`] takes.
     pub fn staged_bytes<R>(self) -> usize {
-        bytes_of::<usize>(TILE) + 3 * self.steps_bytes::<R>() + self.states_bytes::<R>() + 2 * (self.coefficient_bytes::<R>() + self.rows_bytes::<R>())
+        bytes_of::<usize>(TILE)
+            + 3 * self.steps_bytes::<R>()
+            + self.states_bytes::<R>()
+            + 2 * (self.coefficient_bytes::<R>() + self.rows_bytes::<R>())
     }
 }
 
@@ -317,9 +325,7 @@ impl<'s, R: Lanes> Staged<'s, R> {
         let (states, rows) = (self.extent.states(), self.extent.rows());
         let region = |rows: usize| Region { outer: [0, 0], rows: 0..rows, cols: channels.clone() };
         inputs.a.stage(region(self.extent.dstate), states, &mut self.a);
-        for (groups, source, into) in
-            [(inputs.problem.groups_b, inputs.b, &mut self.b), (inputs.problem.groups_c, inputs.c, &mut self.c)]
-        {
+        for (groups, source, into) in [(inputs.problem.groups_b, inputs.b, &mut self.b), (inputs.problem.groups_c, inputs.c, &mut self.c)] {
             if groups.is_none() {
                 source.stage(region(self.extent.dstate), states, into);
             }

@@ -14,7 +14,7 @@ use crate::buffer::Workspace;
 use crate::element::{Input, Weight};
 use crate::error::Error;
 use crate::selective::{SelectiveBwd, SelectiveProblem};
-use crate::view::{Cut, ViewMut};
+use crate::view::Cut;
 use crate::workspace::{ALIGN, bytes_of};
 
 /// The sizes of one call.
@@ -49,9 +49,10 @@ impl Sizes {
     }
 
     fn task_bytes<R>(self, p: &SelectiveProblem) -> usize {
-        let (all, one) = (self.extent, Extent { blocks: 1, ..self.extent });
+        let (all, one) = (self.extent, self.extent.one());
         let own = 2 * all.states_bytes::<R>() + 4 * all.steps_bytes::<R>();
-        let tile = one.states_bytes::<R>() + 2 * (one.coefficient_bytes::<R>() + one.rows_bytes::<R>()) + bytes_of::<R>(bwd_scratch(all.lanes));
+        let tile =
+            one.states_bytes::<R>() + 2 * (one.coefficient_bytes::<R>() + one.rows_bytes::<R>()) + bytes_of::<R>(bwd_scratch(all.lanes));
         let sums = bytes_of::<f64>(all.blocks * self.rows.count * all.lanes) + 2 * one.coefficient_bytes::<f64>();
         all.staged_bytes::<R>() + own + tile + sums + bytes_of::<[usize; 2]>(p.seqlen)
     }
@@ -78,7 +79,11 @@ pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, p: &SelectiveProblem) ->
     .fold(0, usize::saturating_add)
 }
 
-pub(super) fn run<I: Input, W: Weight<Real = I::Accum>>(cpu: &Cpu, args: SelectiveBwd<'_, I, W>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+pub(super) fn run<I: Input, W: Weight<Real = I::Accum>>(
+    cpu: &Cpu,
+    args: SelectiveBwd<'_, I, W>,
+    ws: &mut Workspace<'_>,
+) -> Result<(), Error> {
     let problem = args.check()?;
     cpu.par.check(2)?;
     if wide::<W>(&problem) { run_in::<I, W, f64>(cpu, &problem, args, ws) } else { run_in::<I, W, f32>(cpu, &problem, args, ws) }
@@ -104,28 +109,35 @@ fn run_in<I: Input, W: Weight<Real = I::Accum>, R: Lanes>(
     let (mut b, mut c) = (partial(p.groups_b)?, partial(p.groups_c)?);
 
     let cut = |v| sequence_mut::<I>(v).tiles(grid.positions_cut(), grid.channels_cut());
-    let by_slice = |v: ViewMut<'_, R, 4>| v.tiles(grid.positions_cut(), Cut::Every(1, sizes.extent.planes()));
+    let by_slice = Cut::Every(1, sizes.extent.planes());
     let pieces = (
         grads.u.map(cut),
         grads.delta.map(cut),
         grads.z.map(cut),
         grads.initial_state.map(|v| state_mut(v).tiles(grid.states_cut(), grid.channels_cut())),
         checkpoints,
-        b.as_mut().map(|v| by_slice(v.reborrow())),
-        c.as_mut().map(|v| by_slice(v.reborrow())),
+        b.as_mut().map(|v| v.reborrow().tiles(grid.positions_cut(), by_slice)),
+        c.as_mut().map(|v| v.reborrow().tiles(grid.positions_cut(), by_slice)),
         totals.reborrow().tiles(Cut::Every(0, 1), grid.channels_cut()),
     );
     let each = sizes.task_bytes::<R>(p);
-    cpu.par.run(0, grid.tasks(), pieces, &mut ws.reborrow(), each, |i, (mut u, mut delta, mut z, mut h0, mut saved, mut b, mut c, mut totals), ws| {
-        let gradients = Gradients {
-            steps: [sink(&mut u), sink(&mut delta), sink(&mut z)],
-            initial_state: sink(&mut h0),
-            coefficients: [sink(&mut b), sink(&mut c)],
-            shared: &mut totals,
-        };
-        let task = Walked { inputs: &inputs, upstream: &upstream, sizes: &sizes, task: grid.task(i), first_tile: grid.first_tile(i) };
-        task.run(gradients, &mut saved, ws);
-    })?;
+    cpu.par.run(
+        0,
+        grid.tasks(),
+        pieces,
+        &mut ws.reborrow(),
+        each,
+        |i, (mut u, mut delta, mut z, mut h0, mut saved, mut b, mut c, mut totals), ws| {
+            let gradients = Gradients {
+                steps: [sink(&mut u), sink(&mut delta), sink(&mut z)],
+                initial_state: sink(&mut h0),
+                coefficients: [sink(&mut b), sink(&mut c)],
+                shared: &mut totals,
+            };
+            let task = Walked { inputs: &inputs, upstream: &upstream, sizes: &sizes, task: grid.task(i), first_tile: grid.first_tile(i) };
+            task.run(gradients, &mut saved, ws);
+        },
+    )?;
 
     let ((b_const, b_var), (c_const, c_var)) = (sums::either(grads.B), sums::either(grads.C));
     let shared = sums::Shared { a: grads.A, b: b_const, c: c_const, d: grads.D, delta_bias: grads.delta_bias };
@@ -201,7 +213,7 @@ struct Buffers<'s, R> {
 
 impl<'s, R: Lanes> Buffers<'s, R> {
     fn take(sizes: &Sizes, seqlen: usize, ws: &mut Workspace<'s>) -> Self {
-        let (all, one) = (sizes.extent, Extent { blocks: 1, ..sizes.extent });
+        let (all, one) = (sizes.extent, sizes.extent.one());
         Buffers {
             staged: Staged::take(all, ws),
             records: ws.slice(seqlen).expect(SIZED),
@@ -351,7 +363,8 @@ impl<R: Lanes> Walked<'_, R> {
         let (inputs, extent) = (self.inputs, self.sizes.extent);
         let (tiles, states) = (extent.steps().stride, extent.states());
         let problem = &inputs.problem;
-        let Buffers { staged, h, carry, grad_out, steps: [u, delta, z], a, coefficients: [b, c], rows: [d, delta_bias], scratch, .. } = buffers;
+        let Buffers { staged, h, carry, grad_out, steps: [u, delta, z], a, coefficients: [b, c], rows: [d, delta_bias], scratch, .. } =
+            buffers;
         inputs.kernels.selective_scan_bwd(arch::SelectiveBwd {
             tile: staged.tile(inputs, k, record.count, self.starts(record)),
             h: block(h, k, states),
@@ -419,7 +432,8 @@ impl<R: Lanes> Walked<'_, R> {
             let Some(sink) = sink else { continue };
             for (first, range) in runs(positions) {
                 for (plane, re) in [Some(&*sums.re), sums.im.as_deref()].into_iter().flatten().enumerate() {
-                    let region = Region { outer: [batch - row, plane], rows: range.start - start..range.end - start, cols: 0..extent.dstate };
+                    let region =
+                        Region { outer: [batch - row, plane], rows: range.start - start..range.end - start, cols: 0..extent.dstate };
                     sink.put(region, Blocks { first, ..extent.varying() }, &Planes { re, im: None });
                 }
             }

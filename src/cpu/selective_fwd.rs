@@ -39,7 +39,11 @@ pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProbl
     shape.bytes(cpu.par).saturating_add(cpu.par.scratch_bytes(task_bytes::<R>(extent))).saturating_add(ALIGN)
 }
 
-pub(super) fn run<I: Input, W: Weight<Real = I::Accum>>(cpu: &Cpu, args: SelectiveFwd<'_, I, W>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+pub(super) fn run<I: Input, W: Weight<Real = I::Accum>>(
+    cpu: &Cpu,
+    args: SelectiveFwd<'_, I, W>,
+    ws: &mut Workspace<'_>,
+) -> Result<(), Error> {
     let problem = args.check()?;
     cpu.par.check(1)?;
     if wide::<W>(&problem) { run_in::<I, W, f64>(cpu, &problem, args, ws) } else { run_in::<I, W, f32>(cpu, &problem, args, ws) }

@@ -14,7 +14,7 @@ use crate::element::{Element, Input, Weight};
 use crate::error::Error;
 use crate::selective::{CoefficientGrad, SelectiveProblem};
 use crate::sequences::Sequences;
-use crate::view::{Cut, View, ViewMut};
+use crate::view::{Cut, Tiles, View, ViewMut};
 use crate::workspace::bytes_of;
 
 /// Where the gradients of shared parameters stand in a partial sum, row by row: planes of ∂A, of a constant ∂B and ∂C, ∂D, ∂bias.
@@ -61,6 +61,11 @@ pub(super) struct Shared<'a, W: Weight> {
     pub delta_bias: Option<ViewMut<'a, W::Real, 1>>,
 }
 
+/// Cuts D of (…, D).
+fn by_channel<T: Copy>(v: Option<ViewMut<'_, T, 4>>) -> Option<Tiles<'_, 'static, T, 4>> {
+    v.map(|v| v.tiles(Cut::Whole, Cut::Every(3, REDUCE_CHANNELS)))
+}
+
 /// Sums the gradients of shared parameters over groups of sequences.
 pub(super) fn shared<W: Weight>(
     cpu: &Cpu,
@@ -71,10 +76,10 @@ pub(super) fn shared<W: Weight>(
 ) -> Result<(), Error> {
     let [groups, _, count, dim] = partials.dims();
     let (rows, n, planes) = (sizes.rows, sizes.extent.dstate, sizes.extent.planes());
-    let matrix = |v: Option<ViewMut<'_, W, 2>>| v.map(|v| weight_mut(v).tiles(Cut::Whole, Cut::Every(3, REDUCE_CHANNELS)));
-    let line = |v: Option<ViewMut<'_, W::Real, 1>>| v.map(|v| vector_mut(v).tiles(Cut::Whole, Cut::Every(3, REDUCE_CHANNELS)));
-    let outputs = (matrix(into.a), matrix(into.b), matrix(into.c), line(into.d), line(into.delta_bias));
-    cpu.par.run(1, dim.div_ceil(REDUCE_CHANNELS), outputs, ws, task_bytes(sizes), |i, (a, b, c, d, bias), ws| {
+    let Shared { a, b, c, d, delta_bias } = into;
+    let outputs = (by_channel(a.map(weight_mut)), by_channel(b.map(weight_mut)), by_channel(c.map(weight_mut)));
+    let outputs = (outputs, by_channel(d.map(vector_mut)), by_channel(delta_bias.map(vector_mut)));
+    cpu.par.run(1, dim.div_ceil(REDUCE_CHANNELS), outputs, ws, task_bytes(sizes), |i, ((a, b, c), d, bias), ws| {
         let cols = i * REDUCE_CHANNELS..((i + 1) * REDUCE_CHANNELS).min(dim);
         let mut ws = ws.reborrow();
         let sum = ws.slice::<f64>(count * REDUCE_CHANNELS).expect(SIZED);
@@ -88,8 +93,8 @@ pub(super) fn shared<W: Weight>(
         let from = |row: usize| &sum[row * REDUCE_CHANNELS..];
         let here = |rows: usize| Region { outer: [0, 0], rows: 0..rows, cols: 0..cols.len() };
         for (sink, start) in [a, b, c].into_iter().zip(rows.start) {
-            let planes = Planes { re: from(start), im: (planes == 2).then(|| from(start + n)) };
-            sink.into_iter().for_each(|mut sink| sink.put(here(n), blocks, &planes));
+            let Some(mut sink) = sink else { continue };
+            sink.put(here(n), blocks, &Planes { re: from(start), im: (planes == 2).then(|| from(start + n)) });
         }
         for (sink, row) in [(d, rows.d), (bias, rows.delta_bias)] {
             sink.into_iter().for_each(|mut sink| sink.put(here(1), blocks, &Planes { re: from(row), im: None }));

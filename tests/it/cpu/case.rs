@@ -47,7 +47,19 @@ impl Case {
     pub fn full(dims: [usize; 3], dstate: usize) -> Self {
         let options = SelectiveOptions { delta_softplus: true, ..Default::default() };
         let groups = [Some(1), Some(1)];
-        Case { dims, dstate, groups, d: true, z: true, bias: true, initial: true, order: Order::Bld, packing: Packing::Rows, options, seed: 1 }
+        Case {
+            dims,
+            dstate,
+            groups,
+            d: true,
+            z: true,
+            bias: true,
+            initial: true,
+            order: Order::Bld,
+            packing: Packing::Rows,
+            options,
+            seed: 1,
+        }
     }
 
     pub fn bare(dims: [usize; 3], dstate: usize) -> Self {
@@ -61,7 +73,9 @@ impl Case {
 
 /// Numbers from −1 to 1 that depend on a seed, a name and an index only.
 fn noise(seed: u64, name: u64, index: usize) -> f64 {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ name.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (index as u64).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        ^ name.wrapping_mul(0xbf58_476d_1ce4_e5b9)
+        ^ (index as u64).wrapping_mul(0x94d0_49bb_1331_11eb);
     for _ in 0..3 {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -176,13 +190,17 @@ where
     let n = case.dstate;
     let (by, offset, len) = strides(case.dims, case.order);
     let at = |name: u64, i: usize| noise(case.seed, name, i);
-    let seq = |name: u64, scale: f64, shift: f64| Tensor::<I, 3>::new(case.dims, by, offset, len, |i| number::<Ri, I>(scale * at(name, i) + shift, 0.0));
+    let seq = |name: u64, scale: f64, shift: f64| {
+        Tensor::<I, 3>::new(case.dims, by, offset, len, |i| number::<Ri, I>(scale * at(name, i) + shift, 0.0))
+    };
     let (u, z, g) = (seq(1, 1.0, 0.0), seq(2, 2.0, 0.0), seq(3, 1.0, 0.0));
     let delta = if case.options.delta_softplus { seq(4, 2.0, -2.0) } else { seq(4, 0.3, 0.4) };
     let a = Tensor::<W, 2>::plain([dim, n], |i| number::<Rw, W>(-0.05 - (1.0 + at(5, i)) * (1.0 + (i % n) as f64 / 4.0), 3.0 * at(6, i)));
     let coef = |name: u64, groups: Option<usize>| match groups {
         None => Coef::<I, W>::Constant(Tensor::plain([dim, n], |i| number::<Rw, W>(at(name, i), at(name + 1, i)))),
-        Some(g) => Coef::Varying(Tensor::plain([batch, seqlen, g, n], |i| number::<Rw::Stored<Ri>, W::Stored<I>>(at(name, i), at(name + 1, i)))),
+        Some(g) => {
+            Coef::Varying(Tensor::plain([batch, seqlen, g, n], |i| number::<Rw::Stored<Ri>, W::Stored<I>>(at(name, i), at(name + 1, i))))
+        }
     };
     let (b, c) = (coef(7, case.groups[0]), coef(9, case.groups[1]));
     let vector = |name: u64| Tensor::<W::Real, 1>::plain([dim], |i| number::<Rw::Real, W::Real>(at(name, i), 0.0));
@@ -235,9 +253,25 @@ where
         };
         let bwd = SelectiveBwd { inputs, grad_out: g.view(), grad_last_state: Some(grad_last.view()), grads };
         engine.selective_scan_bwd(bwd, &mut buffer.workspace(engine.selective_scan_bwd_workspace::<I, W>(&problem))).unwrap();
-        results.extend([("grad u", gu.numbers()), ("grad delta", gd.numbers()), ("grad A", ga.numbers()), ("grad B", gb.numbers()), ("grad C", gc.numbers())]);
-        results.extend([(case.d, "grad D", gskip.numbers()), (case.bias, "grad delta_bias", gbias.numbers())].into_iter().filter(|x| x.0).map(|x| (x.1, x.2)));
-        results.extend([(case.z, "grad z", gz.numbers()), (case.initial, "grad initial_state", g0.numbers())].into_iter().filter(|x| x.0).map(|x| (x.1, x.2)));
+        results.extend([
+            ("grad u", gu.numbers()),
+            ("grad delta", gd.numbers()),
+            ("grad A", ga.numbers()),
+            ("grad B", gb.numbers()),
+            ("grad C", gc.numbers()),
+        ]);
+        results.extend(
+            [(case.d, "grad D", gskip.numbers()), (case.bias, "grad delta_bias", gbias.numbers())]
+                .into_iter()
+                .filter(|x| x.0)
+                .map(|x| (x.1, x.2)),
+        );
+        results.extend(
+            [(case.z, "grad z", gz.numbers()), (case.initial, "grad initial_state", g0.numbers())]
+                .into_iter()
+                .filter(|x| x.0)
+                .map(|x| (x.1, x.2)),
+        );
     }
     results
 }
