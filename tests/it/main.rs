@@ -8,6 +8,7 @@ mod host_default;
 #[path = "../../examples/check/harness/mod.rs"]
 #[allow(dead_code)]
 mod harness;
+mod cpu;
 mod layering;
 mod linear;
 mod rms_norm;
