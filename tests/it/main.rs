@@ -7,6 +7,7 @@ mod golden;
 mod layering;
 mod linear;
 mod monoid;
+mod rms_norm;
 mod source;
 mod tensors;
 mod tidy;
