@@ -13,6 +13,7 @@ mod layering;
 mod linear;
 mod rms_norm;
 mod monoid;
+mod rms_norm;
 mod source;
 mod tensors;
 mod tidy;
