@@ -1,7 +1,7 @@
 //! The selective scan of Mamba-family state space models.
 
-pub mod block;
 pub mod arch;
+pub mod block;
 pub mod buffer;
 pub mod element;
 pub mod error;

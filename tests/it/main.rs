@@ -1,5 +1,6 @@
 //! All integration tests, as one binary.
 
 mod layering;
+mod mamba_block;
 mod source;
 mod tidy;
