@@ -1,8 +1,10 @@
 //! The selective scan of Mamba-family state space models.
 
 pub mod arch;
+pub mod blelloch;
 pub mod block;
 pub mod buffer;
+pub mod cpu;
 pub mod element;
 pub mod error;
 pub mod layers;

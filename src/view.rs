@@ -172,7 +172,8 @@ macro_rules! shared {
                 if !self.dims.contains(&0) {
                     self.offset = (self.offset as isize + (self.dims[axis] as isize - 1) * self.strides[axis]) as usize;
                 }
-                self.strides[axis] = -self.strides[axis];
+                // An axis of one element may have any stride, the lowest number too.
+                self.strides[axis] = self.strides[axis].wrapping_neg();
                 self
             }
 
@@ -374,7 +375,7 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     /// Cuts the tensor into disjoint tiles, one for each pair of an outer and an inner cut, for `Par::run`.
     pub fn tiles<'c>(self, outer: Cut<'c>, inner: Cut<'c>) -> Tiles<'a, 'c, T, R> {
         self.check("tiles", self.dims).expect("a checked view is cut");
-        Tiles { view: self, outer, inner }
+        Tiles { view: self, cuts: [outer, inner, Cut::Whole] }
     }
 
     /// The parts below and from `at` along `axis`. Panics where `at` leaves the axis.
@@ -465,41 +466,51 @@ impl Cut<'_> {
     }
 }
 
-/// Disjoint tiles of one tensor, numbered outer · (inner parts) + inner.
+/// Disjoint tiles of one tensor, numbered outer · (inner parts) + inner, and so on for a third cut.
 pub struct Tiles<'a, 'c, T, const R: usize> {
     view: ViewMut<'a, T, R>,
-    outer: Cut<'c>,
-    inner: Cut<'c>,
+    cuts: [Cut<'c>; 3],
 }
 
-impl<'a, T: Copy, const R: usize> Tiles<'a, '_, T, R> {
+impl<'a, 'c, T: Copy, const R: usize> Tiles<'a, 'c, T, R> {
+    /// Cuts each tile once more, innermost.
+    pub(crate) fn cut(mut self, cut: Cut<'c>) -> Self {
+        self.cuts[2] = cut;
+        self
+    }
+
     /// How many tiles there are.
     pub(crate) fn count(&self) -> usize {
-        assert!(self.outer.axis() != self.inner.axis() || self.outer.axis().is_none(), "two cuts along one axis");
-        for cut in [self.outer, self.inner] {
-            if let Cut::At(_, offsets) = cut {
-                assert!(offsets.is_sorted(), "offsets decrease");
-            }
-            if let Cut::Packed(_, offsets) = cut {
-                assert!((1..offsets.dims()[0]).all(|i| offsets.get([i - 1]) <= offsets.get([i])), "offsets decrease");
+        for (i, cut) in self.cuts.iter().enumerate() {
+            let again = |other: &Cut<'_>| other.axis().is_some() && other.axis() == cut.axis();
+            assert!(!self.cuts[..i].iter().any(again), "two cuts along one axis");
+            match cut {
+                Cut::At(_, offsets) => assert!(offsets.is_sorted(), "offsets decrease"),
+                Cut::Packed(_, offsets) => {
+                    assert!((1..offsets.dims()[0]).all(|i| offsets.get([i - 1]) <= offsets.get([i])), "offsets decrease")
+                }
+                _ => {}
             }
         }
-        self.outer.parts(&self.view.dims) * self.inner.parts(&self.view.dims)
+        self.cuts.iter().map(|cut| cut.parts(&self.view.dims)).product()
     }
 
     /// Tile `index`.
     ///
     /// # Safety
     /// Each index may be taken once only, while `self` is borrowed.
-    pub(crate) unsafe fn tile(&self, index: usize) -> ViewMut<'a, T, R> {
+    pub(crate) unsafe fn tile(&self, mut index: usize) -> ViewMut<'a, T, R> {
         let dims = self.view.dims;
-        let inner_parts = self.inner.parts(&dims);
-        let (o, i) = (index / inner_parts, index % inner_parts);
         let ViewMut { ptr, len, offset, strides, .. } = self.view;
         let mut tile = ViewMut { ptr, len, offset, dims, strides, life: PhantomData };
-        for (axis, range) in [self.outer.range(&dims, o), self.inner.range(&dims, i)].into_iter().flatten() {
-            tile = tile.slice(axis, range);
+        for cut in self.cuts.iter().rev() {
+            let parts = cut.parts(&dims);
+            if let Some((axis, range)) = cut.range(&dims, index % parts) {
+                tile = tile.slice(axis, range);
+            }
+            index /= parts;
         }
+        assert!(index == 0, "there are fewer tiles");
         tile
     }
 }

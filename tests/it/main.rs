@@ -1,6 +1,13 @@
 //! All integration tests, as one binary.
 
+mod blelloch;
+mod causal_conv1d;
+mod fuzz;
+mod golden;
 mod layering;
 mod mamba_block;
+mod linear;
+mod monoid;
 mod source;
+mod tensors;
 mod tidy;

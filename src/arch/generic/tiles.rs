@@ -93,7 +93,7 @@ pub struct SelectiveFwd<'a, R> {
     pub tile: SelectiveTile<'a, R>,
     /// States `[n][w]`: before the tile on entry (arbitrary where `first`), after it on return.
     pub h: PlanesMut<'a, R>,
-    /// out `[t][w]`, overwritten. None where only the state is wanted: C, D and z are then not read.
+    /// out `[t][w]`, overwritten. None where only the state is wanted: D and z are then not read.
     pub out: Option<&'a mut [R]>,
     /// Arbitrary numbers, [`fwd_scratch`] of them, 64-byte aligned.
     pub scratch: &'a mut [R],
@@ -101,7 +101,7 @@ pub struct SelectiveFwd<'a, R> {
 
 /// Numbers of scratch memory that a [`SelectiveFwd`] of any number of steps and states takes.
 pub const fn fwd_scratch(lanes: usize) -> usize {
-    2 * TILE * lanes
+    4 * TILE * lanes
 }
 
 /// One tile of the selective scan, backward. Every gradient is overwritten with this tile's share: the driver adds the shares
@@ -139,9 +139,12 @@ pub struct SelectiveBwd<'a, R> {
     pub scratch: &'a mut [R],
 }
 
+/// How many states the backward pass walks at once.
+pub(super) const BACK: usize = 4;
+
 /// Numbers of scratch memory that a [`SelectiveBwd`] of any number of steps and states takes.
 pub const fn bwd_scratch(lanes: usize) -> usize {
-    (6 + 4 * 2 * 2) * (TILE + 1) * lanes
+    (4 + 3 * 2 * BACK) * (TILE + 1) * lanes
 }
 
 /// One tile of the linear recurrence h_t = a_t·h_{t−1} + b_t. Reverse scans stage their steps in reverse.

@@ -1,0 +1,3 @@
+//! The vectors of aarch64.
+
+pub mod neon;

@@ -1,0 +1,31 @@
+//! The kernels as methods: what the drivers call.
+
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ScanTile, SelectiveBwd, SelectiveFwd};
+use crate::arch::{Kernels, Lanes};
+
+impl Kernels {
+    /// One tile of the selective scan, forward; with one step it is the decode step.
+    pub fn selective_scan_fwd<R: Lanes>(self, args: SelectiveFwd<'_, R>) {
+        self.run(args);
+    }
+
+    /// One tile of the selective scan, backward.
+    pub fn selective_scan_bwd<R: Lanes>(self, args: SelectiveBwd<'_, R>) {
+        self.run(args);
+    }
+
+    /// One tile of the linear recurrence.
+    pub fn scan<R: Lanes>(self, args: ScanTile<'_, R>) {
+        self.run(args);
+    }
+
+    /// One tile of the causal convolution, forward.
+    pub fn causal_conv1d_fwd<R: Lanes>(self, args: ConvFwd<'_, R>) {
+        self.run(args);
+    }
+
+    /// One tile of the causal convolution, backward.
+    pub fn causal_conv1d_bwd<R: Lanes>(self, args: ConvBwd<'_, R>) {
+        self.run(args);
+    }
+}

@@ -1,0 +1,66 @@
+//! ln(1 + x) for x in [0, 1], and softplus.
+
+use crate::arch::generic::exp::exp;
+use crate::arch::generic::tables::Tables;
+use crate::arch::generic::vector::Vector;
+use crate::element::Weight;
+
+/// ln(1 + x) for 0 ≤ x ≤ 1, to full relative accuracy.
+///
+/// With s = x/(2 + x), ln(1 + x) = 2·atanh(s) = x − (x²/2 − s·(x²/2 + R)), R = 2·atanh(s)/s − 2: what is rounded is small beside x.
+#[inline(always)]
+pub fn ln_1p_unit<V: Vector>(x: V) -> V {
+    let s = x / (x + x.splat(V::Real::TWO));
+    let s2 = s * s;
+    let half_square = x * x * x.splat(V::Real::HALF);
+    let rest = V::Real::ln_1p_tail(s2).mul_add(s2, half_square);
+    x - s.neg_mul_add(rest, half_square)
+}
+
+/// softplus(x) = max(x, 0) + ln(1 + e^−|x|): no overflow, no lost tail for x ≪ 0, NaN passes.
+#[inline(always)]
+pub fn softplus<V: Vector>(x: V) -> V {
+    x.at_least(x.splat(V::Real::ZERO)) + ln_1p_unit(exp(-x.abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Kernels;
+    use crate::arch::testing::{Function, check, map, sweep};
+
+    struct Ln1p;
+    impl Function for Ln1p {
+        #[inline(always)]
+        fn call<V: Vector>(x: V) -> V {
+            ln_1p_unit(x)
+        }
+    }
+    struct Softplus;
+    impl Function for Softplus {
+        #[inline(always)]
+        fn call<V: Vector>(x: V) -> V {
+            softplus(x)
+        }
+    }
+
+    #[test]
+    fn ln_1p_is_accurate() {
+        check::<Ln1p>(&sweep(0.0, 1.0, 200_000), [1.5, 1.6], f64::ln_1p);
+    }
+
+    #[test]
+    fn softplus_is_accurate() {
+        let reference = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+        check::<Softplus>(&sweep(-86.0, 120.0, 200_000), [2.2, 3.5], reference);
+    }
+
+    #[test]
+    fn special_values() {
+        for k in Kernels::available() {
+            let y = map::<f32, Softplus>(k, &[f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, f32::NAN]);
+            assert_eq!(y[..4], [f32::INFINITY, 0.0, f32::MAX, 0.0]);
+            assert!(y[4].is_nan());
+        }
+    }
+}

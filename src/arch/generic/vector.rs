@@ -1,0 +1,168 @@
+//! The trait that kernels are written over: one vector register of f32 or f64.
+
+use core::ops::{Add, Div, Mul, Neg, Sub};
+
+use crate::arch::generic::tables::Tables;
+use crate::element::Real;
+
+/// One vector register.
+///
+/// A value of such a type is the proof that the CPU has its instruction set, so that everything which takes one is safe:
+/// the first value comes from [`Vector::enter`], all others are made from others.
+///
+/// Methods and the functions over them are `#[inline(always)]`: they must end up inside a function that has the target
+/// features, which is what `enter` and `outline` compile. For the same reason kernels use loops, not closures.
+///
+/// # Safety
+/// The type is `LANES` numbers of type `Real` one after another, without padding, any bits valid, aligned to at most 64 bytes,
+/// and only `enter` makes a value from nothing.
+pub unsafe trait Vector:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
+{
+    /// The type of a lane.
+    type Real: Tables;
+    /// One truth value a lane.
+    type Mask: Copy;
+    /// Lanes in a register.
+    const LANES: usize;
+    /// How many states of a scan stay in registers at most.
+    const STATES: usize;
+
+    /// Runs `part` in a function of its own that has the target features.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set.
+    unsafe fn enter<P: Part<Self>>(part: P) -> P::Out;
+    /// Runs `part` in a function of its own, so that large pieces are compiled once and not inlined everywhere.
+    #[inline(always)]
+    fn outline<P: Part<Self>>(self, part: P) -> P::Out {
+        // SAFETY: `self` exists, so the CPU has the instruction set.
+        unsafe { Self::enter(part) }
+    }
+
+    /// `x` in every lane.
+    fn splat(self, x: Self::Real) -> Self;
+    /// self·b + c, rounded once (the portable type may round twice).
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// c − self·b, rounded once (the portable type may round twice).
+    fn neg_mul_add(self, b: Self, c: Self) -> Self;
+    /// max(self, low); NaN in `self` passes.
+    fn at_least(self, low: Self) -> Self;
+    /// min(self, high); NaN in `self` passes.
+    fn at_most(self, high: Self) -> Self;
+    /// |self|.
+    fn abs(self) -> Self;
+    /// To the nearest integer, ties to even.
+    fn round(self) -> Self;
+    /// self < other, false for NaN.
+    fn lt(self, other: Self) -> Self::Mask;
+    /// self = other, false for NaN.
+    fn eq(self, other: Self) -> Self::Mask;
+    /// `yes` where the mask is set, else `no`.
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+    /// The bits shifted left by the width of the mantissa: its lowest bits become the exponent.
+    fn mantissa_to_exponent(self) -> Self;
+
+    /// 2^n for integers n in the range of normal exponents.
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        (self + self.splat(Self::Real::EXPONENT_MAGIC)).mantissa_to_exponent()
+    }
+
+    /// self·2^n for an integer n, rounded once, to subnormal numbers or infinity where it must.
+    #[inline(always)]
+    fn scale(self, n: Self) -> Self {
+        // Two factors, each normal, span more than the type's range.
+        let n = n.at_least(n.splat(Self::Real::SCALE_MIN)).at_most(n.splat(Self::Real::SCALE_MAX));
+        let half = (n * n.splat(Self::Real::HALF)).round();
+        self * half.pow2() * (n - half).pow2()
+    }
+
+    /// self·b − product, where `product` is the rounded self·b: what rounding took away.
+    #[inline(always)]
+    fn residual(self, b: Self, product: Self) -> Self {
+        self.mul_add(b, -product)
+    }
+
+    /// Whether every lane's |self| is below `limit`; false if one is NaN.
+    #[inline(always)]
+    fn all_below(self, limit: Self::Real) -> bool {
+        let mut all = true;
+        for x in self.lanes() {
+            all &= x.abs() < limit;
+        }
+        all
+    }
+
+    /// The lanes.
+    #[inline(always)]
+    fn lanes(&self) -> &[Self::Real] {
+        // SAFETY: the type is LANES numbers.
+        unsafe { core::slice::from_raw_parts((self as *const Self).cast(), Self::LANES) }
+    }
+
+    /// The lanes, to write to.
+    #[inline(always)]
+    fn lanes_mut(&mut self) -> &mut [Self::Real] {
+        // SAFETY: the type is LANES numbers and any bits are valid.
+        unsafe { core::slice::from_raw_parts_mut((self as *mut Self).cast(), Self::LANES) }
+    }
+
+    /// The sum over the lanes, by halves.
+    #[inline(always)]
+    fn sum(mut self) -> Self::Real {
+        let lanes = self.lanes_mut();
+        let mut width = Self::LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] = lanes[i] + lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// A piece of a kernel that is compiled as a function of its own.
+pub trait Part<V: Vector> {
+    /// What it returns.
+    type Out;
+    /// Its body; implementations are `#[inline(always)]`. `zero` is a vector to make others from.
+    fn run(self, zero: V) -> Self::Out;
+}
+
+/// A computation over vectors, whatever their instruction set.
+pub trait Op<R: Tables> {
+    /// What it returns.
+    type Out;
+    /// Its body; implementations are `#[inline(always)]`. `zero` is a vector to make others from.
+    fn run<V: Vector<Real = R>>(self, zero: V) -> Self::Out;
+}
+
+/// The first `rows` rows of staged numbers as vectors.
+#[inline(always)]
+pub fn rows<V: Vector>(_proof: V, numbers: &[V::Real], rows: usize) -> &[V] {
+    let numbers = &numbers[..rows * V::LANES];
+    assert!(numbers.as_ptr().cast::<V>().is_aligned(), "a staged row is not aligned");
+    // SAFETY: rows·LANES numbers are there, aligned; a vector is LANES of them; `_proof` says that the CPU has its instructions.
+    unsafe { core::slice::from_raw_parts(numbers.as_ptr().cast(), rows) }
+}
+
+/// [`rows`], to write to.
+#[inline(always)]
+pub fn rows_mut<V: Vector>(_proof: V, numbers: &mut [V::Real], rows: usize) -> &mut [V] {
+    let numbers = &mut numbers[..rows * V::LANES];
+    assert!(numbers.as_ptr().cast::<V>().is_aligned(), "a staged row is not aligned");
+    // SAFETY: as in `rows`, and the exclusive borrow goes over to the result.
+    unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), rows) }
+}
+
+/// Σ_k coefficients[k]·x^k.
+#[inline(always)]
+pub fn horner<V: Vector, const N: usize>(coefficients: &[V::Real; N], x: V) -> V {
+    let mut sum = x.splat(coefficients[N - 1]);
+    for k in (0..N - 1).rev() {
+        sum = sum.mul_add(x, x.splat(coefficients[k]));
+    }
+    sum
+}

@@ -1,0 +1,142 @@
+//! AVX-512 with F, BW, DQ, VL and FMA.
+
+use core::arch::x86_64::*;
+
+use crate::arch::generic::operators;
+use crate::arch::generic::vector::{Part, Vector};
+
+/// Whether this CPU, and the system, have what [`F32x16`] and [`F64x8`] take.
+pub fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+macro_rules! vector {
+    ($(#[$doc:meta])* $v:ident: $inner:ident of $lanes:literal $real:ident, mask $mask:ident, {
+        splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
+        max $max:ident, min $min:ident, abs $abs:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, blend $blend:ident,
+        scalef $scalef:ident, shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
+    }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        #[repr(transparent)]
+        pub struct $v($inner);
+
+        operators!($v, Add add $add, Sub sub $sub, Mul mul $mul, Div div $div);
+
+        impl core::ops::Neg for $v {
+            type Output = $v;
+            #[inline(always)]
+            fn neg(self) -> $v {
+                // SAFETY: the value exists, so the CPU has the instruction set.
+                $v(unsafe { $xor(self.0, $splat(-0.0)) })
+            }
+        }
+
+        // SAFETY: a transparent register of plain numbers; the field is private and only `enter` makes a value from nothing.
+        unsafe impl Vector for $v {
+            type Real = $real;
+            type Mask = $mask;
+            const LANES: usize = $lanes;
+            const STATES: usize = 16;
+
+            #[inline]
+            unsafe fn enter<P: Part<Self>>(part: P) -> P::Out {
+                #[inline(never)]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+                fn inside<P: Part<$v>>(part: P) -> P::Out {
+                    part.run($v($zero()))
+                }
+                // SAFETY: the caller says that the CPU has the instruction set.
+                unsafe { inside(part) }
+            }
+
+            #[inline(always)]
+            fn splat(self, x: $real) -> Self {
+                // SAFETY: `self` exists, so the CPU has the instruction set.
+                $v(unsafe { $splat(x) })
+            }
+            #[inline(always)]
+            fn mul_add(self, b: Self, c: Self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $fma(self.0, b.0, c.0) })
+            }
+            #[inline(always)]
+            fn neg_mul_add(self, b: Self, c: Self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $fnma(self.0, b.0, c.0) })
+            }
+            #[inline(always)]
+            fn at_least(self, low: Self) -> Self {
+                // The instruction returns its second operand where either is NaN.
+                // SAFETY: as in `splat`.
+                $v(unsafe { $max(low.0, self.0) })
+            }
+            #[inline(always)]
+            fn at_most(self, high: Self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $min(high.0, self.0) })
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $abs(self.0) })
+            }
+            #[inline(always)]
+            fn round(self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $round::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+            }
+            #[inline(always)]
+            fn lt(self, other: Self) -> $mask {
+                // SAFETY: as in `splat`.
+                unsafe { $cmp::<_CMP_LT_OQ>(self.0, other.0) }
+            }
+            #[inline(always)]
+            fn eq(self, other: Self) -> $mask {
+                // SAFETY: as in `splat`.
+                unsafe { $cmp::<_CMP_EQ_OQ>(self.0, other.0) }
+            }
+            #[inline(always)]
+            fn select(mask: $mask, yes: Self, no: Self) -> Self {
+                // SAFETY: the values exist, so the CPU has the instruction set.
+                $v(unsafe { $blend(mask, no.0, yes.0) })
+            }
+            #[inline(always)]
+            fn mantissa_to_exponent(self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })
+            }
+            #[inline(always)]
+            fn scale(self, n: Self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $scalef(self.0, n.0) })
+            }
+        }
+    };
+}
+
+vector! {
+    /// 16 numbers of type f32.
+    F32x16: __m512 of 16 f32, mask __mmask16, {
+        splat _mm512_set1_ps, zero _mm512_setzero_ps, add _mm512_add_ps, sub _mm512_sub_ps, mul _mm512_mul_ps, div _mm512_div_ps,
+        fma _mm512_fmadd_ps, fnma _mm512_fnmadd_ps, max _mm512_max_ps, min _mm512_min_ps, abs _mm512_abs_ps, xor _mm512_xor_ps,
+        round _mm512_roundscale_ps, cmp _mm512_cmp_ps_mask, blend _mm512_mask_blend_ps,
+        scalef _mm512_scalef_ps, shift _mm512_slli_epi32 23, to_int _mm512_castps_si512, from_int _mm512_castsi512_ps
+    }
+}
+
+vector! {
+    /// 8 numbers of type f64.
+    F64x8: __m512d of 8 f64, mask __mmask8, {
+        splat _mm512_set1_pd, zero _mm512_setzero_pd, add _mm512_add_pd, sub _mm512_sub_pd, mul _mm512_mul_pd, div _mm512_div_pd,
+        fma _mm512_fmadd_pd, fnma _mm512_fnmadd_pd, max _mm512_max_pd, min _mm512_min_pd, abs _mm512_abs_pd, xor _mm512_xor_pd,
+        round _mm512_roundscale_pd, cmp _mm512_cmp_pd_mask, blend _mm512_mask_blend_pd,
+        scalef _mm512_scalef_pd, shift _mm512_slli_epi64 52, to_int _mm512_castpd_si512, from_int _mm512_castsi512_pd
+    }
+}
