@@ -8,6 +8,7 @@ mod layering;
 mod mamba_block;
 mod linear;
 mod monoid;
+mod rms_norm;
 mod source;
 mod tensors;
 mod tidy;
