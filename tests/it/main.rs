@@ -5,8 +5,10 @@ mod causal_conv1d;
 mod fuzz;
 mod golden;
 mod layering;
-mod mamba_block;
 mod linear;
+mod mamba_block;
+#[cfg(feature = "model")]
+mod model;
 mod monoid;
 mod rms_norm;
 mod source;
