@@ -11,7 +11,9 @@ mod harness;
 mod cpu;
 mod layering;
 mod linear;
-mod rms_norm;
+mod mamba_block;
+#[cfg(feature = "model")]
+mod model;
 mod monoid;
 mod rms_norm;
 mod source;
