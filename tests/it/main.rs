@@ -5,7 +5,6 @@ mod causal_conv1d;
 mod fuzz;
 mod golden;
 mod layering;
-mod layering;
 mod linear;
 mod monoid;
 mod source;
