@@ -18,10 +18,13 @@ use crate::view::Host;
 
 mod grid;
 mod inputs;
+mod layers;
 mod scan;
+mod selective_bwd;
 mod selective_fwd;
 mod stage;
 mod step;
+mod sums;
 mod table;
 
 /// The chunked SIMD engine.
@@ -113,16 +116,20 @@ impl SelectiveScan for Cpu {
         selective_fwd::run(self, args, ws)
     }
 
-    fn selective_scan_bwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, _problem: &SelectiveProblem) -> usize {
-        0
+    fn selective_scan_bwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        if wide::<W>(problem) {
+            selective_bwd::workspace::<f64, W>(self, problem)
+        } else {
+            selective_bwd::workspace::<f32, W>(self, problem)
+        }
     }
 
     fn selective_scan_bwd<I: Input, W: Weight<Real = I::Accum>>(
         &self,
-        _args: SelectiveBwd<'_, I, W>,
-        _ws: &mut Workspace<'_>,
+        args: SelectiveBwd<'_, I, W>,
+        ws: &mut Workspace<'_>,
     ) -> Result<(), Error> {
-        Err(Error::Unsupported { what: "backward".into() })
+        selective_bwd::run(self, args, ws)
     }
 
     fn selective_state_update_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {

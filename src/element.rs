@@ -130,6 +130,18 @@ pub trait Real: Weight<Real = Self, Wide = f64> + Input<Accum = Self> + PartialO
     fn is_finite(self) -> bool;
 }
 
+/// The same number in another arithmetic: exact to a wider one, rounded to a narrower one.
+#[inline(always)]
+pub(crate) fn cast<From: Weight, To: Weight>(x: From) -> To {
+    To::from_parts(cast_real(x.re()), cast_real(x.im()))
+}
+
+/// As [`cast`], for real numbers.
+#[inline(always)]
+pub(crate) fn cast_real<From: Real, To: Real>(x: From) -> To {
+    To::from_f64(x.to_f64())
+}
+
 macro_rules! real {
     ($t:ident, $dtype:ident, $unit:expr) => {
         impl Element for $t {

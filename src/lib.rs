@@ -13,6 +13,7 @@ pub mod model;
 pub mod naive;
 pub mod ops;
 pub mod par;
+pub mod plan;
 pub mod scan;
 pub mod selective;
 pub mod sequences;

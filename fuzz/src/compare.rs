@@ -1,10 +1,15 @@
 //! Engines under test, and how far a result may be from the specification.
 
-/// Runs a block of code once for each engine of this machine; `$engine` is the engine, `$name` its name.
+/// Runs a block of code once for each engine of this machine, on one thread; `$engine` is the engine, `$name` its name.
 macro_rules! each_engine {
     ($engine:ident, $name:ident, $body:block) => {{
         {
             let ($engine, $name) = (selective_scan::naive::Naive, "naive");
+            $body
+        }
+        for isa in selective_scan::arch::Isa::available() {
+            let cpu = selective_scan::cpu::Cpu::new().with_par(selective_scan::par::Par::Seq);
+            let ($engine, $name) = (cpu.with_isa(isa).expect("an available instruction set"), isa.name());
             $body
         }
     }};

@@ -88,7 +88,8 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn next(&mut self) -> u64 {
+    /// 64 bits.
+    pub fn bits(&mut self) -> u64 {
         // xorshift64*.
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
@@ -103,7 +104,7 @@ impl<'a> Source<'a> {
     }
 
     fn number(&mut self, kind: Kind) -> f32 {
-        let bits = self.next();
+        let bits = self.bits();
         let list: &[f32] = match kind {
             Kind::Value => &VALUES,
             Kind::Rate => &RATES,

@@ -1,11 +1,16 @@
 //! A selective-scan tile in plain f64 loops, to hold the kernels against.
 
+#![allow(clippy::needless_range_loop)]
+
 use num_complex::Complex;
 
 use crate::arch::generic::tables::Tables;
 use crate::arch::testing::Staged;
-use crate::arch::{Coefficient, Kernels, Lanes, Planes, PlanesMut, SelectiveFwd, SelectiveTile, TILE, fwd_scratch};
-use crate::ops::{Rule, silu, softplus};
+use crate::arch::{
+    Coefficient, CoefficientMut, Kernels, Lanes, Planes, PlanesMut, SelectiveBwd, SelectiveFwd, SelectiveTile, TILE, bwd_scratch,
+    fwd_scratch,
+};
+use crate::ops::{Rule, sigmoid, silu, silu_grad, softplus};
 
 type C64 = Complex<f64>;
 
@@ -119,6 +124,18 @@ impl Case {
     pub(crate) fn dt(&self, t: usize, w: usize) -> (f64, f64) {
         let x = self.delta[t * self.lanes + w] + self.bias.as_ref().map_or(0.0, |b| b[w]);
         (x, if self.softplus { softplus(x) } else { x })
+    }
+    /// max_t Σ_{s≤t} Π_{r=s+1..t} |Ā_r|: over how many steps rounding adds up.
+    pub(crate) fn steps_in_effect(&self) -> f64 {
+        let mut most = 0f64;
+        for i in 0..self.a.len() {
+            let mut sum = 0.0;
+            for t in 0..self.steps {
+                sum = sum * self.rule.discretize(self.dt(t, i % self.lanes).1, self.a[i]).abar.norm() + 1.0;
+                most = most.max(sum);
+            }
+        }
+        most
     }
     /// The states after every step, `[t][n][w]`.
     pub(crate) fn states(&self) -> Vec<C64> {
@@ -261,4 +278,150 @@ pub(crate) fn error_over(scale: f64, got: &[f64], want: &[f64]) -> f64 {
 /// Parts of complex numbers one after another.
 pub(crate) fn flat(z: &[C64]) -> Vec<f64> {
     z.iter().flat_map(|z| [z.re, z.im]).collect()
+}
+
+/// Every gradient of a case's loss Σ out·grad_out + Re Σ h_T·conj(carry), complex ones as they are laid out.
+#[derive(Debug, Clone)]
+pub(crate) struct Gradients {
+    pub u: Vec<f64>,
+    pub delta: Vec<f64>,
+    pub z: Vec<f64>,
+    pub d: Vec<f64>,
+    pub bias: Vec<f64>,
+    pub a: Vec<C64>,
+    pub b: Vec<C64>,
+    pub c: Vec<C64>,
+    pub h: Vec<C64>,
+}
+
+impl Gradients {
+    /// By name, as plain numbers.
+    pub(crate) fn named(&self) -> [(&'static str, Vec<f64>); 9] {
+        [
+            ("u", self.u.clone()),
+            ("delta", self.delta.clone()),
+            ("z", self.z.clone()),
+            ("d", self.d.clone()),
+            ("bias", self.bias.clone()),
+            ("a", flat(&self.a)),
+            ("b", flat(&self.b)),
+            ("c", flat(&self.c)),
+            ("h", flat(&self.h)),
+        ]
+    }
+}
+
+impl Case {
+    /// The loss whose gradients the backward pass gives.
+    pub(crate) fn loss(&self) -> f64 {
+        let states = self.states();
+        let last = &states[states.len() - self.h.len()..];
+        let out = self.out(&states);
+        out.iter().zip(&self.grad_out).map(|(y, g)| y * g).sum::<f64>()
+            + last.iter().zip(&self.carry).map(|(h, g)| (h * g.conj()).re).sum::<f64>()
+    }
+
+    /// The gradients by the adjoint recurrence, in plain loops.
+    pub(crate) fn gradients(&self) -> Gradients {
+        let zero = |count| vec![0.0; count];
+        let none = |count| vec![C64::new(0.0, 0.0); count];
+        let (rows, states) = (self.u.len(), self.states());
+        let mut g = Gradients {
+            u: zero(rows),
+            delta: zero(rows),
+            z: zero(self.z.as_ref().map_or(0, Vec::len)),
+            d: zero(self.d.as_ref().map_or(0, Vec::len)),
+            bias: zero(self.lanes),
+            a: none(self.a.len()),
+            b: none(self.b.len()),
+            c: none(self.c.len()),
+            h: self.carry.clone(),
+        };
+        for t in (0..self.steps).rev() {
+            for w in 0..self.lanes {
+                self.back_step(&states, t, w, &mut g);
+            }
+        }
+        g
+    }
+
+    fn back_step(&self, states: &[C64], t: usize, w: usize, g: &mut Gradients) {
+        let i = t * self.lanes + w;
+        let (u, (x, dt), kappa) = (self.u[i], self.dt(t, w), self.kappa());
+        let skip = self.d.as_ref().map_or(0.0, |d| d[w]);
+        let grad_y = self.grad_out[i] * self.z.as_ref().map_or(1.0, |z| silu(z[i]));
+        if let Some(z) = &self.z {
+            g.z[i] = self.grad_out[i] * (self.y(states, t, w) + skip * u) * silu_grad(z[i]);
+        }
+        if self.d.is_some() {
+            g.d[w] += grad_y * u;
+        }
+        let (mut grad_u, mut grad_dt) = (skip * grad_y, 0.0);
+        for n in 0..self.dstate {
+            let s = n * self.lanes + w;
+            let (ib, ic) = (self.b_at(t, n, w), self.c_at(t, n, w));
+            let d = self.rule.discretize_grad(dt, self.a[s]);
+            let lambda = self.c[ic].conj() * (kappa * grad_y) + g.h[s];
+            g.c[ic] += states[t * self.a.len() + s].conj() * (kappa * grad_y);
+            g.b[ib] += lambda * d.gamma.conj() * (dt * u);
+            grad_u += (lambda * (d.gamma * self.b[ib] * dt).conj()).re;
+            grad_dt += (lambda * (d.bslope * self.b[ib]).conj()).re * u;
+            g.a[s] += lambda * (d.curve * self.b[ib]).conj() * (dt * dt * u);
+            if self.first && t == 0 {
+                g.h[s] = C64::new(0.0, 0.0);
+                continue;
+            }
+            let before = if t == 0 { self.h[s] } else { states[(t - 1) * self.a.len() + s] };
+            let grad_abar = lambda * before.conj();
+            grad_dt += (grad_abar * (self.a[s] * d.slope).conj()).re;
+            g.a[s] += grad_abar * d.slope.conj() * dt;
+            g.h[s] = lambda * d.abar.conj();
+        }
+        g.u[i] = grad_u;
+        g.delta[i] = grad_dt * if self.softplus { sigmoid(x) } else { 1.0 };
+        g.bias[w] += g.delta[i];
+    }
+}
+
+/// The gradients by a kernel.
+pub(crate) fn run_bwd<R: Lanes>(k: Kernels, case: &Case) -> Gradients {
+    let mut staged = StagedCase::<R>::new(case);
+    let rows = |count: usize| Staged::<R>::from(&vec![f64::NAN; count]);
+    let planes = |count: usize| StagedPlanes::<R>::new(&vec![C64::new(f64::NAN, f64::NAN); count], case.complex);
+    let mut h = StagedPlanes::<R>::new(&case.h, case.complex);
+    let mut carry = StagedPlanes::<R>::new(&case.carry, case.complex);
+    let mut grad_out = Staged::<R>::from(&case.grad_out);
+    let (mut u, mut delta, mut bias) = (rows(case.u.len()), rows(case.u.len()), rows(case.lanes));
+    let mut z = case.z.as_ref().map(|z| rows(z.len()));
+    let mut d = case.d.as_ref().map(|d| rows(d.len()));
+    let [mut a, mut b, mut c] = [&case.a, &case.b, &case.c].map(|x| planes(x.len()));
+    let mut scratch = Staged::<R>::new(bwd_scratch(case.lanes));
+    let coefficient = |constant, planes| if constant { CoefficientMut::Constant(planes) } else { CoefficientMut::Varying(planes) };
+    k.selective_scan_bwd(SelectiveBwd {
+        tile: staged.tile(case),
+        h: h.get(),
+        grad_out: grad_out.get(),
+        carry: carry.get_mut(),
+        grad_u: u.get(),
+        grad_delta: delta.get(),
+        grad_z: z.as_mut().map(Staged::get),
+        grad_a: a.get_mut(),
+        grad_b: coefficient(case.constant_b, b.get_mut()),
+        grad_c: coefficient(case.constant_c, c.get_mut()),
+        grad_d: d.as_mut().map(Staged::get),
+        grad_delta_bias: Some(bias.get()),
+        scratch: scratch.get(),
+    });
+    let plain = |x: &mut Staged<R>| x.get().iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    Gradients {
+        u: plain(&mut u),
+        delta: plain(&mut delta),
+        z: z.as_mut().map_or(Vec::new(), plain),
+        d: d.as_mut().map_or(Vec::new(), plain),
+        bias: plain(&mut bias),
+        a: a.numbers(),
+        b: b.numbers(),
+        c: c.numbers(),
+        h: carry.numbers(),
+    }
 }

@@ -6,11 +6,12 @@
 
 use super::sweep;
 use crate::buffer::Workspace;
-use crate::element::{Element, Weight};
+use crate::element::{Element, Input, Weight};
 use crate::error::Error;
 use crate::par::{LastOf, Par};
 use crate::scan::tile::{read, write};
 use crate::scan::{Scan, ScanBwd, ScanFwd, ScanProblem, host};
+use crate::selective::{self, SelectiveBwd, SelectiveFwd, SelectiveProblem, SelectiveScan, SelectiveStep};
 use crate::view::{Cut, Host, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
@@ -216,10 +217,55 @@ impl Scan for Blelloch {
     }
 
     fn scan_bwd_workspace<E: Element>(&self, problem: ScanProblem) -> usize {
-        host::scan_bwd_workspace::<E>(&Blelloch { par: Par::Seq }, self.par, problem)
+        host::scan_bwd_workspace::<E>(&self.alone(), self.par, problem)
     }
 
     fn scan_bwd<E: Element>(&self, args: ScanBwd<'_, E>, ws: &mut Workspace<'_>) -> Result<(), Error> {
-        host::scan_bwd(&Blelloch { par: Par::Seq }, self.par, args, ws)
+        host::scan_bwd(&self.alone(), self.par, args, ws)
+    }
+}
+
+impl Blelloch {
+    /// The same engine on the calling thread: inside tasks that run in parallel already.
+    fn alone(self) -> Self {
+        Blelloch { par: Par::Seq }
+    }
+}
+
+impl SelectiveScan for Blelloch {
+    fn selective_scan_fwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        selective::host::selective_scan_fwd_workspace::<I, W>(&self.alone(), self.par, problem)
+    }
+
+    fn selective_scan_fwd<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: SelectiveFwd<'_, I, W>,
+        ws: &mut Workspace<'_>,
+    ) -> Result<(), Error> {
+        selective::host::selective_scan_fwd(&self.alone(), self.par, args, ws)
+    }
+
+    fn selective_scan_bwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        selective::host::selective_scan_bwd_workspace::<I, W>(&self.alone(), self.par, problem)
+    }
+
+    fn selective_scan_bwd<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: SelectiveBwd<'_, I, W>,
+        ws: &mut Workspace<'_>,
+    ) -> Result<(), Error> {
+        selective::host::selective_scan_bwd(&self.alone(), self.par, args, ws)
+    }
+
+    fn selective_state_update_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, _: &SelectiveProblem) -> usize {
+        selective::host::selective_state_update_workspace(self.par)
+    }
+
+    fn selective_state_update<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>>(
+        &self,
+        args: SelectiveStep<'_, I, W, S>,
+        ws: &mut Workspace<'_>,
+    ) -> Result<(), Error> {
+        selective::host::selective_state_update(self.par, args, ws)
     }
 }

@@ -87,9 +87,7 @@ pub(super) struct Grid<'w> {
 pub(super) struct Task {
     /// Which sequences: entries of the initial and last state.
     pub states: Range<usize>,
-    /// Which slice of channels.
-    pub slice: usize,
-    /// Its channels.
+    /// Which channels.
     pub channels: Range<usize>,
     /// The task's pieces of tensors over (B, …, L, D) begin at this row of the batch and this position.
     pub origin: [usize; 2],
@@ -129,7 +127,7 @@ impl<'w> Grid<'w> {
         let (group, slice) = (index / self.slices(), index % self.slices());
         let states = group * self.shape.per()..((group + 1) * self.shape.per()).min(self.shape.states);
         let origin = self.positions.map_or([states.start, 0], |p| [0, p[group]]);
-        Task { states, slice, channels: self.channels[slice]..self.channels[slice + 1], origin }
+        Task { states, channels: self.channels[slice]..self.channels[slice + 1], origin }
     }
 
     /// First tile of a task in tensors cut by `tiles_cut`.

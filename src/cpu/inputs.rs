@@ -160,6 +160,11 @@ impl Extent {
         Extent { lanes: kernels.lanes::<R>(), blocks, dstate: problem.dstate, complex: W::COMPLEX, line: ALIGN / size_of::<R>() }
     }
 
+    /// The sizes of a single block.
+    pub fn one(self) -> Self {
+        Extent { blocks: 1, ..self }
+    }
+
     /// Planes of A and the states: real, or real and imaginary.
     pub fn planes(self) -> usize {
         1 + usize::from(self.complex)

@@ -50,7 +50,7 @@ macro_rules! targets {
     };
 }
 
-targets!(scan, selective_scan_fwd, selective_scan_bwd, selective_state_update, dims);
+targets!(scan, monoid, causal_conv1d, selective_scan_fwd, selective_scan_bwd, selective_state_update, dims);
 
 #[test]
 fn the_canary_fails() {

@@ -2,20 +2,25 @@
 
 mod blelloch;
 mod causal_conv1d;
+mod cpu;
 mod fuzz;
 mod golden;
 #[path = "../../examples/check/harness/mod.rs"]
 #[allow(dead_code)]
 mod harness;
+mod host_default;
 mod layering;
 mod lengths;
 mod linear;
-mod rms_norm;
+mod mamba_block;
+#[cfg(feature = "model")]
+mod model;
 mod monoid;
 mod nan_contract;
 mod problems;
 mod scan_properties;
 mod selective_properties;
+mod rms_norm;
 mod source;
 mod tensors;
 mod threads;

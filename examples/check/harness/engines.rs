@@ -1,5 +1,8 @@
 //! The engines of this machine, in one table.
 
+use selective_scan::arch::Isa;
+use selective_scan::blelloch::Blelloch;
+use selective_scan::cpu::Cpu;
 use selective_scan::layers::conv1d::CausalConv1d;
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
@@ -37,8 +40,11 @@ macro_rules! engines {
         }
 
         impl Entry {
-            /// What really runs for an operator.
+            /// What really runs for an operator. Convolutions are the same function for host memory on every engine.
             pub fn kernel(&self, op: &str) -> String {
+                if op == "causal_conv1d" {
+                    return format!("host {op}");
+                }
                 match &self.engine {
                     $(Engine::$kind(engine) => $kernel(engine, op),)+
                 }
@@ -64,9 +70,17 @@ macro_rules! engines {
 
 engines! {
     Naive: |engine: &Naive, _| *engine, |_, op| format!("naive {op}");
+    Blelloch: |_, par| Blelloch::with_par(par), |_, op| format!("blelloch {op}");
+    Cpu: |engine: &Cpu, par| engine.with_par(par), |engine: &Cpu, op| format!("cpu {op} {}", engine.isa().name());
 }
 
 /// Every engine at every ISA level that this machine has.
 pub fn engines() -> Vec<Entry> {
-    vec![Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) }]
+    let mut all = vec![Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) }];
+    all.push(Entry { name: "blelloch", isa: "none", engine: Engine::Blelloch(Blelloch::new()) });
+    for isa in Isa::available() {
+        let engine = Cpu::new().with_isa(isa).expect("an available instruction set");
+        all.push(Entry { name: "cpu", isa: isa.name(), engine: Engine::Cpu(engine) });
+    }
+    all
 }

@@ -8,7 +8,6 @@ use crate::arch::generic::softplus::softplus;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{Coefficient, SelectiveFwd, SelectiveTile, TILE};
 use crate::arch::generic::vector::{Op, Part, Vector, rows, rows_mut};
-use crate::element::Weight as _;
 use crate::ops::Rule;
 
 /// States whose share of y is added up before it joins the rest, so that rounding does not grow with N.

@@ -88,7 +88,7 @@ impl Tables for f32 {
     const SHRINK: f32 = 1.355_252_7e-20;
     const MAX: f32 = f32::MAX;
     const PHI1_GRAD_TERMS: usize = 12;
-    polynomial!(exp2_tail, [0.6931472, 0.24022348, 0.05550381, 0.009666388, 0.0013381322]);
+    polynomial!(exp2_tail, [core::f32::consts::LN_2, 0.24022348, 0.05550381, 0.009666388, 0.0013381322]);
     polynomial!(exp_m1_tail, [0.5, 0.16666576, 0.041666556, 0.008363195, 0.0013926204]);
     polynomial!(ln_1p_tail, [0.6666667, 0.39999706, 0.28592357, 0.21706575, 0.2322433]);
     polynomial!(sin_tail, [-0.16666664, 0.008332746, -0.00019587387]);
@@ -117,7 +117,7 @@ impl Tables for f64 {
     polynomial!(
         exp2_tail,
         [
-            0.6931471805599453,
+            core::f64::consts::LN_2,
             0.24022650695910097,
             0.0555041086648216,
             0.009618129107606854,

@@ -115,11 +115,17 @@ pub unsafe trait Vector:
         let mut width = Self::LANES / 2;
         while width > 0 {
             for i in 0..width {
-                lanes[i] = lanes[i] + lanes[i + width];
+                lanes[i] += lanes[i + width];
             }
             width /= 2;
         }
         lanes[0]
+    }
+
+    /// [`Vector::sum`] of four at once.
+    #[inline(always)]
+    fn sums(x: [Self; 4]) -> [Self::Real; 4] {
+        [x[0].sum(), x[1].sum(), x[2].sum(), x[3].sum()]
     }
 }
 

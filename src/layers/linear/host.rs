@@ -16,11 +16,11 @@ use crate::workspace::{ALIGN, bytes_of};
 
 /// Depth of one product; sums of more are added up in f64.
 const DEPTH: usize = 512;
-/// Rows and columns of a block of a large output, and of one with few such blocks.
-const LARGE: usize = 256;
-const SMALL: usize = 128;
-/// Large outputs have at least so many large blocks.
-const ENOUGH: usize = 32;
+/// Rows and columns of a block. The right factor is packed once a block, which many rows pay for.
+const TALL: [usize; 2] = [512, 128];
+/// As long as there are so many tall blocks; else square ones, so that more threads have work.
+const ENOUGH: usize = 16;
+const SQUARE: [usize; 2] = [128, 128];
 /// Columns of one part of ∂bias, and rows that are added up in plain f64 there.
 const BIAS_COLUMNS: usize = 64;
 const BIAS_ROWS: usize = 32;
@@ -61,14 +61,15 @@ struct Sizes {
 
 impl Sizes {
     /// Rows and columns of a block.
-    fn block(self) -> usize {
-        let large = self.m.div_ceil(LARGE).saturating_mul(self.n.div_ceil(LARGE));
-        if large >= ENOUGH { LARGE } else { SMALL }
+    fn block(self) -> [usize; 2] {
+        let tall = self.m.div_ceil(TALL[0]).saturating_mul(self.n.div_ceil(TALL[1]));
+        if tall >= ENOUGH && self.m >= TALL[0] { TALL } else { SQUARE }
     }
 
     /// Bytes that a worker takes: the block in the arithmetic type and in f64, and both factors where they must be copied.
     fn scratch<A: Real>(self) -> usize {
-        let [m, n] = padded(self.m.min(self.block()), self.n.min(self.block()));
+        let block = self.block();
+        let [m, n] = padded(self.m.min(block[0]), self.n.min(block[1]));
         let k = self.k.min(DEPTH);
         bytes_of::<A>(m * n) + bytes_of::<f64>(m * n) + bytes_of::<A>((m + 1) * k) + bytes_of::<A>(n * k) + ALIGN
     }
@@ -85,12 +86,12 @@ fn product<I: Input, O: Element<Arith = I::Accum>>(
 ) -> Result<(), Error> {
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
     let sizes = Sizes { m, n, k };
-    let block = sizes.block();
-    let columns = n.div_ceil(block);
-    let part = |i: usize, size: usize| i * block..(i * block + block).min(size);
-    let split = out.tiles(Cut::Every(0, block), Cut::Every(1, block));
-    par.run(0, m.div_ceil(block) * columns, split, &mut ws.reborrow(), sizes.scratch::<I::Accum>(), |i, mut out, ws| {
-        let (rows, columns) = (part(i / columns, m), part(i % columns, n));
+    let [height, width] = sizes.block();
+    let across = n.div_ceil(width);
+    let part = |i: usize, step: usize, size: usize| i * step..(i * step + step).min(size);
+    let split = out.tiles(Cut::Every(0, height), Cut::Every(1, width));
+    par.run(0, m.div_ceil(height) * across, split, &mut ws.reborrow(), sizes.scratch::<I::Accum>(), |i, mut out, ws| {
+        let (rows, columns) = (part(i / across, height, m), part(i % across, width, n));
         let bias = bias.map(|v| v.slice(0, columns.clone()));
         block_product(lhs.slice(0, rows), rhs.slice(1, columns), bias, &mut out, ws).expect("scratch memory as `scratch` says");
     })
