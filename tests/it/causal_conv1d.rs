@@ -521,6 +521,59 @@ fn steps_are_forward() {
     }
 }
 
+/// The reference cases: outputs and gradients made elsewhere, in f64.
+#[test]
+fn reference_cases_are_met() {
+    let mut met = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.file_name().unwrap().to_string_lossy().starts_with("conv1d-") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let options: serde_json::Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["options"]).unwrap();
+        let tensor = |name: &str| file.tensor(name).map(|t| bytemuck::pod_collect_to_vec::<u8, f64>(t.data())).unwrap_or_default();
+        let (x, weight) = (file.tensor("x").unwrap(), file.tensor("weight").unwrap());
+        let offsets = options.get("cu_seqlens").map(|v| serde_json::from_value(v.clone()).unwrap());
+        let case = Case {
+            batch: x.shape()[0],
+            seqlen: x.shape()[1],
+            dim: x.shape()[2],
+            width: weight.shape()[1],
+            silu: options["silu"].as_bool().unwrap(),
+            bias: file.tensor("bias").is_ok(),
+            window: file.tensor("window").is_ok(),
+            packing: offsets.map_or(Packing::Rows, Packing::Offsets),
+        };
+        let d = Data {
+            case,
+            x: tensor("x"),
+            weight: tensor("weight"),
+            bias: tensor("bias"),
+            window: tensor("window"),
+            grad_out: tensor("grad_out"),
+            grad_final: tensor("grad_final_window"),
+        };
+        fn met_in<I: Input>(d: &Data, bound: f64, tensor: impl Fn(&str) -> Vec<f64>) {
+            let (out, last) = forward::<I>(d, Layout::Dense, Threads::One);
+            let grads = backward::<I>(d, Layout::Dense, Threads::One);
+            let (weight, bias) = (wide(&grads.weight), wide(&grads.bias));
+            let gradients =
+                [("grad.x", wide(&grads.x)), ("grad.weight", weight), ("grad.bias", bias), ("grad.window", wide(&grads.window))];
+            for (name, got) in [("out", wide(&out)), ("final_window", wide(&last))].into_iter().chain(gradients) {
+                let worst = error(&got, &tensor(name));
+                assert!(worst <= bound, "{name} of {:?}: {worst:e}", d.case);
+            }
+        }
+        met_in::<f64>(&d, 1e-13, tensor);
+        met_in::<f32>(&d, 2e-6, tensor);
+        met += 1;
+    }
+    assert!(met >= 5, "{met} cases");
+}
+
 /// The error of a forward call on f32 with these shapes.
 fn shapes(x: [usize; 3], w: [usize; 2], bias: usize, window: [usize; 3], out: [usize; 3], out_strides: [isize; 3]) -> Result<(), Error> {
     let (data, mut written, mut last) = (vec![0f32; 64], vec![0f32; 64], vec![0f32; 64]);
