@@ -5,6 +5,7 @@ use crate::par::Par;
 
 pub mod chunked;
 mod engine;
+mod layers;
 pub mod sweep;
 
 pub use engine::Blelloch;

@@ -18,6 +18,7 @@ use crate::view::Host;
 
 mod grid;
 mod inputs;
+mod layers;
 mod scan;
 mod selective_bwd;
 mod selective_fwd;

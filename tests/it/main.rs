@@ -2,13 +2,13 @@
 
 mod blelloch;
 mod causal_conv1d;
+mod cpu;
 mod fuzz;
 mod golden;
-mod host_default;
 #[path = "../../examples/check/harness/mod.rs"]
 #[allow(dead_code)]
 mod harness;
-mod cpu;
+mod host_default;
 mod layering;
 mod linear;
 mod mamba_block;
