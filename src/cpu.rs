@@ -18,6 +18,7 @@ use crate::view::Host;
 
 mod grid;
 mod inputs;
+mod layers;
 mod scan;
 mod selective_bwd;
 mod selective_fwd;
@@ -90,11 +91,11 @@ impl Scan for Cpu {
     }
 
     fn scan_bwd_workspace<E: Element>(&self, problem: ScanProblem) -> usize {
-        host::scan_bwd_workspace::<E>(self, problem)
+        host::scan_bwd_workspace::<E>(self, self.par, problem)
     }
 
     fn scan_bwd<E: Element>(&self, args: ScanBwd<'_, E>, ws: &mut Workspace<'_>) -> Result<(), Error> {
-        host::scan_bwd(self, args, ws)
+        host::scan_bwd(self, self.par, args, ws)
     }
 }
 

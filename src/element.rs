@@ -58,8 +58,8 @@ pub trait Element: Copy + Send + Sync + Default + Debug + PartialEq + Pod {
 
 /// A real storage type of u, delta, z, out: f32, f64, f16, bf16.
 pub trait Input: Element<Arith = Self::Accum> {
-    /// The type it is computed in: f64 for f64, f32 for the others.
-    type Accum: Real;
+    /// The type it is computed in: f64 for f64, f32 for the others. A real A takes B and C in the storage type itself.
+    type Accum: Real<Stored<Self> = Self>;
 }
 
 /// A type that is computed in: f32, f64 and the complex numbers over them. A and the states have such a type.
@@ -128,6 +128,18 @@ pub trait Real: Weight<Real = Self, Wide = f64> + Input<Accum = Self> + PartialO
     fn fma(self, y: Self, z: Self) -> Self;
     /// Neither NaN nor infinite.
     fn is_finite(self) -> bool;
+}
+
+/// The same number in another arithmetic: exact to a wider one, rounded to a narrower one.
+#[inline(always)]
+pub(crate) fn cast<From: Weight, To: Weight>(x: From) -> To {
+    To::from_parts(cast_real(x.re()), cast_real(x.im()))
+}
+
+/// As [`cast`], for real numbers.
+#[inline(always)]
+pub(crate) fn cast_real<From: Real, To: Real>(x: From) -> To {
+    To::from_f64(x.to_f64())
 }
 
 macro_rules! real {

@@ -1,6 +1,8 @@
 //! The selective scan of Mamba-family state space models.
 
 pub mod arch;
+pub mod blelloch;
+pub mod block;
 pub mod buffer;
 pub mod cpu;
 pub mod element;
@@ -11,6 +13,7 @@ pub mod model;
 pub mod naive;
 pub mod ops;
 pub mod par;
+pub mod plan;
 pub mod scan;
 pub mod selective;
 pub mod sequences;

@@ -11,6 +11,7 @@
 use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
 use crate::error::Error;
+use crate::par::Par;
 use crate::scan::{Scan, ScanBwd, ScanFwd, ScanProblem, host};
 use crate::selective::{Carry, SelectiveBwd, SelectiveFwd, SelectiveProblem, SelectiveScan, SelectiveStep};
 use crate::view::Host;
@@ -19,6 +20,7 @@ mod backward;
 mod channel;
 mod condition;
 mod forward;
+mod layers;
 
 pub use condition::{condition, scan_n_eff, selective_n_eff};
 
@@ -55,11 +57,11 @@ impl Scan for Naive {
     }
 
     fn scan_bwd_workspace<E: Element>(&self, problem: ScanProblem) -> usize {
-        host::scan_bwd_workspace::<E>(self, problem)
+        host::scan_bwd_workspace::<E>(self, Par::Seq, problem)
     }
 
     fn scan_bwd<E: Element>(&self, args: ScanBwd<'_, E>, ws: &mut Workspace<'_>) -> Result<(), Error> {
-        host::scan_bwd(self, args, ws)
+        host::scan_bwd(self, Par::Seq, args, ws)
     }
 }
 

@@ -74,6 +74,25 @@ impl<S: Split> Split for Option<S> {
     }
 }
 
+/// The pieces of a set, each given to the last of `every` indices; the others get None.
+pub(crate) struct LastOf<S> {
+    /// The pieces.
+    pub of: S,
+    /// How many indices share one piece.
+    pub every: usize,
+}
+
+impl<S: Split> Split for LastOf<S> {
+    type Piece = Option<S::Piece>;
+    fn pieces(&self) -> Option<usize> {
+        self.of.pieces().map(|n| n * self.every)
+    }
+    unsafe fn piece(&self, index: usize) -> Self::Piece {
+        // SAFETY: the caller takes each index once, and one of `every` of them takes the piece.
+        (index % self.every == self.every - 1).then(|| unsafe { self.of.piece(index / self.every) })
+    }
+}
+
 /// The same number of pieces in each of two sets, or none said.
 fn agree(a: Option<usize>, b: Option<usize>) -> Option<usize> {
     if let (Some(a), Some(b)) = (a, b) {
@@ -134,6 +153,17 @@ impl Par {
     /// Bytes of workspace that [`Par::run`] takes with `each` bytes of scratch memory for a worker.
     pub(crate) fn scratch_bytes(self, each: usize) -> usize {
         bytes_of::<u8>(self.workers().saturating_mul(each.next_multiple_of(ALIGN))).saturating_add(ALIGN)
+    }
+
+    /// Calls `work(index, chunk)` for each chunk of `width` items, the last one shorter. A slice has one owner, so a part does it all.
+    pub(crate) fn chunks_mut<T: Send>(self, items: &mut [T], width: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+        #[cfg(feature = "rayon")]
+        if self == Par::Rayon && items.len() > width {
+            use rayon::prelude::*;
+            items.par_chunks_mut(width).enumerate().for_each(|(i, chunk)| work(i, chunk));
+            return;
+        }
+        items.chunks_mut(width).enumerate().for_each(|(i, chunk)| work(i, chunk));
     }
 
     /// Calls `work(index, piece, scratch)` once for each of `count` indices, in any order and on any thread, in phase

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::view::{Host, Memory, View, ViewMut};
 
 pub mod host;
+pub(crate) mod tile;
 
 /// Operands of the recurrence: h_t = a_t ⊙ h_{t−1} + b_t for t = 1 … L, or from t = L down to 1 where `reverse` is on.
 ///

@@ -22,6 +22,7 @@ use crate::sequences::Sequences;
 use crate::view::{Host, Memory, View, ViewMut};
 
 mod check;
+pub mod host;
 
 /// How exactly the state is carried over long sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]

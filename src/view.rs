@@ -121,6 +121,14 @@ fn nests<const R: usize>(dims: [usize; R], strides: [isize; R]) -> bool {
     true
 }
 
+/// The layout with the first two axes merged into one, where one stride reaches all their elements.
+fn merged([batch, seqlen, dim]: [usize; 3], [outer, inner, last]: [isize; 3]) -> Option<([usize; 2], [isize; 2])> {
+    let rows = batch.checked_mul(seqlen)?;
+    let stride = if seqlen == 1 { outer } else { inner };
+    let fits = rows == 0 || batch == 1 || seqlen == 1 || inner.checked_mul(isize::try_from(seqlen).ok()?) == Some(outer);
+    fits.then_some(([rows, dim], [stride, last]))
+}
+
 fn linear<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R], index: [usize; R]) -> usize {
     let mut at = offset as isize;
     for i in 0..R {
@@ -164,7 +172,8 @@ macro_rules! shared {
                 if !self.dims.contains(&0) {
                     self.offset = (self.offset as isize + (self.dims[axis] as isize - 1) * self.strides[axis]) as usize;
                 }
-                self.strides[axis] = -self.strides[axis];
+                // An axis of one element may have any stride, the lowest number too.
+                self.strides[axis] = self.strides[axis].wrapping_neg();
                 self
             }
 
@@ -264,6 +273,22 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
     pub(crate) fn as_ptr(&self) -> *const T {
         self.ptr.wrapping_add(self.offset)
+    }
+}
+
+impl<'a, T: Copy> View<'a, T, 3> {
+    /// The first two axes as one, (B·L, D); None where strides do not allow it.
+    pub fn rows(&self) -> Option<View<'a, T, 2>> {
+        let (dims, strides) = merged(self.dims, self.strides)?;
+        Some(View { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData })
+    }
+}
+
+impl<'a, T: Copy> ViewMut<'a, T, 3> {
+    /// The first two axes as one, as [`View::rows`].
+    pub fn rows_mut(&mut self) -> Option<ViewMut<'_, T, 2>> {
+        let (dims, strides) = merged(self.dims, self.strides)?;
+        Some(self.reborrow().reshape(dims, strides))
     }
 }
 
@@ -380,7 +405,16 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     /// Cuts the tensor into disjoint tiles, one for each pair of an outer and an inner cut, for `Par::run`.
     pub fn tiles<'c>(self, outer: Cut<'c>, inner: Cut<'c>) -> Tiles<'a, 'c, T, R> {
         self.check("tiles", self.dims).expect("a checked view is cut");
-        Tiles { view: self, outer, inner }
+        Tiles { view: self, cuts: [outer, inner, Cut::Whole] }
+    }
+
+    /// The parts below and from `at` along `axis`. Panics where `at` leaves the axis.
+    pub fn split(self, axis: usize, at: usize) -> (Self, Self) {
+        self.check("split", self.dims).expect("a checked view is split");
+        let ViewMut { ptr, len, offset, dims, strides, life } = self;
+        // No element belongs to two index tuples, which `check` made sure of, so the two parts are disjoint.
+        let whole = || ViewMut { ptr, len, offset, dims, strides, life };
+        (whole().slice(axis, 0..at), whole().slice(axis, at..dims[axis]))
     }
 
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
@@ -462,41 +496,51 @@ impl Cut<'_> {
     }
 }
 
-/// Disjoint tiles of one tensor, numbered outer · (inner parts) + inner.
+/// Disjoint tiles of one tensor, numbered outer · (inner parts) + inner, and so on for a third cut.
 pub struct Tiles<'a, 'c, T, const R: usize> {
     view: ViewMut<'a, T, R>,
-    outer: Cut<'c>,
-    inner: Cut<'c>,
+    cuts: [Cut<'c>; 3],
 }
 
-impl<'a, T: Copy, const R: usize> Tiles<'a, '_, T, R> {
+impl<'a, 'c, T: Copy, const R: usize> Tiles<'a, 'c, T, R> {
+    /// Cuts each tile once more, innermost.
+    pub(crate) fn cut(mut self, cut: Cut<'c>) -> Self {
+        self.cuts[2] = cut;
+        self
+    }
+
     /// How many tiles there are.
     pub(crate) fn count(&self) -> usize {
-        assert!(self.outer.axis() != self.inner.axis() || self.outer.axis().is_none(), "two cuts along one axis");
-        for cut in [self.outer, self.inner] {
-            if let Cut::At(_, offsets) = cut {
-                assert!(offsets.is_sorted(), "offsets decrease");
-            }
-            if let Cut::Packed(_, offsets) = cut {
-                assert!((1..offsets.dims()[0]).all(|i| offsets.get([i - 1]) <= offsets.get([i])), "offsets decrease");
+        for (i, cut) in self.cuts.iter().enumerate() {
+            let again = |other: &Cut<'_>| other.axis().is_some() && other.axis() == cut.axis();
+            assert!(!self.cuts[..i].iter().any(again), "two cuts along one axis");
+            match cut {
+                Cut::At(_, offsets) => assert!(offsets.is_sorted(), "offsets decrease"),
+                Cut::Packed(_, offsets) => {
+                    assert!((1..offsets.dims()[0]).all(|i| offsets.get([i - 1]) <= offsets.get([i])), "offsets decrease")
+                }
+                _ => {}
             }
         }
-        self.outer.parts(&self.view.dims) * self.inner.parts(&self.view.dims)
+        self.cuts.iter().map(|cut| cut.parts(&self.view.dims)).product()
     }
 
     /// Tile `index`.
     ///
     /// # Safety
     /// Each index may be taken once only, while `self` is borrowed.
-    pub(crate) unsafe fn tile(&self, index: usize) -> ViewMut<'a, T, R> {
+    pub(crate) unsafe fn tile(&self, mut index: usize) -> ViewMut<'a, T, R> {
         let dims = self.view.dims;
-        let inner_parts = self.inner.parts(&dims);
-        let (o, i) = (index / inner_parts, index % inner_parts);
         let ViewMut { ptr, len, offset, strides, .. } = self.view;
         let mut tile = ViewMut { ptr, len, offset, dims, strides, life: PhantomData };
-        for (axis, range) in [self.outer.range(&dims, o), self.inner.range(&dims, i)].into_iter().flatten() {
-            tile = tile.slice(axis, range);
+        for cut in self.cuts.iter().rev() {
+            let parts = cut.parts(&dims);
+            if let Some((axis, range)) = cut.range(&dims, index % parts) {
+                tile = tile.slice(axis, range);
+            }
+            index /= parts;
         }
+        assert!(index == 0, "there are fewer tiles");
         tile
     }
 }

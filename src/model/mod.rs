@@ -3,7 +3,9 @@
 mod checkpoint;
 mod config;
 pub mod file;
+mod generate;
 mod init;
+mod lm;
 mod optimizer;
 mod parameters;
 mod rng;
@@ -15,7 +17,9 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, MAX_NOTES};
 pub use config::{ModelConfig, Sizes, StepInit};
+pub use generate::{Generation, generate};
 pub use init::init;
+pub use lm::{Decoder, IGNORE, LmMemory, Loss, MambaLm, ModelState};
 pub use optimizer::{AdamW, AdamWOptions, Schedule, gradient_norm};
 pub use parameters::{Kind, Layer, Parameters, Spec, expected};
 pub use rng::Rng;

@@ -3,19 +3,10 @@
 #![allow(non_snake_case)]
 
 use crate::element::{Element, Input, Real, Weight};
+pub(super) use crate::element::{cast, cast_real};
 use crate::ops::{Rule, softplus};
 use crate::selective::{Coefficient, SelectiveInputs};
 use crate::sequences::{Sequences, Span};
-
-/// The same number in another arithmetic: exact to a wider one, rounded to a narrower one.
-pub(super) fn cast<From: Weight, To: Weight>(x: From) -> To {
-    To::from_parts(cast_real(x.re()), cast_real(x.im()))
-}
-
-/// As [`cast`], for real numbers.
-pub(super) fn cast_real<From: Real, To: Real>(x: From) -> To {
-    To::from_f64(x.to_f64())
-}
 
 /// Σ of the terms, by halves: the error grows with the logarithm of the count, and the order is fixed by the count.
 pub(super) fn pairwise<R: Real>(terms: &[R]) -> R {

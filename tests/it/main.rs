@@ -1,6 +1,21 @@
 //! All integration tests, as one binary.
 
+mod blelloch;
+mod causal_conv1d;
 mod cpu;
+mod fuzz;
+mod golden;
+#[path = "../../examples/check/harness/mod.rs"]
+#[allow(dead_code)]
+mod harness;
+mod host_default;
 mod layering;
+mod linear;
+mod mamba_block;
+#[cfg(feature = "model")]
+mod model;
+mod monoid;
+mod rms_norm;
 mod source;
+mod tensors;
 mod tidy;

@@ -102,7 +102,7 @@ fn unsafe_faults(source: &Source, named: &BTreeSet<String>) -> Vec<String> {
         let function = fns.iter().find(|(line, _)| *line == i);
         let said = match function {
             Some((_, name)) => named.contains(name) || explained(source, i, "SAFETY:"),
-            None => explained(source, i, "SAFETY:"),
+            None => explained(source, i, if line.code.contains("unsafe trait ") { "# Safety" } else { "SAFETY:" }),
         };
         if !said {
             faults.push(format!("{at}: `unsafe` without a `SAFETY:` comment or a `# Safety` section"));
@@ -131,6 +131,7 @@ fn bad_unsafe_is_seen() {
     assert_eq!(faults("src/arch/x.rs", "/// F.\n///\n/// # Safety\n/// So.\n#[inline]\nunsafe fn f() {}"), 0);
     assert_eq!(faults("src/arch/x.rs", "/// F.\nunsafe fn f() {}"), 1);
     assert_eq!(faults("src/arch/x.rs", "/// # Safety\nunsafe fn f();\n\nunsafe fn f() {}"), 0);
+    assert_eq!(faults("src/arch/x.rs", "/// # Safety\n/// So.\npub unsafe trait T {}\n\npub unsafe trait U {}"), 1);
     assert_eq!(faults("src/arch/x.rs", "// SAFETY: so.\nunsafe impl Send for X {}\nunsafe impl Sync for X {}"), 1);
 }
 
@@ -179,7 +180,11 @@ fn leftovers_are_seen() {
 /// The kernels: files of `src/arch/generic` that compute something.
 fn kernels() -> Vec<String> {
     let stem = |s: &Source| Path::new(&s.path).file_stem().unwrap().to_string_lossy().into_owned();
-    files("src/arch/generic", "rs").iter().map(stem).filter(|s| !["mod", "tiles", "tables", "tests"].contains(&s.as_str())).collect()
+    files("src/arch/generic", "rs")
+        .iter()
+        .map(stem)
+        .filter(|s| !["mod", "tiles", "tables", "number", "tests"].contains(&s.as_str()))
+        .collect()
 }
 
 /// The sections of `SECTIONS` that a note lacks or has out of order.
@@ -199,6 +204,9 @@ fn note_faults(name: &str, text: &str) -> Vec<String> {
 #[test]
 fn every_kernel_has_a_note() {
     let notes = files("asm-notes", "md");
+    if kernels().is_empty() {
+        return;
+    }
     let has = |stem: &String| notes.iter().any(|n| n.path == format!("asm-notes/{stem}.md"));
     none(kernels().iter().filter(|k| !has(k)).map(|k| format!("src/arch/generic/{k}.rs has no note asm-notes/{k}.md")));
     for note in notes.iter().filter(|n| !["asm-notes/README.md", "asm-notes/machines.md"].contains(&n.path.as_str())) {

@@ -94,8 +94,8 @@ pub trait Number: Copy {
     fn broadcast(zero: Self::V, from: Parts<'_, Real<Self>>, i: usize) -> Self;
     /// To element `i`.
     fn write(self, to: &mut PartsMut<'_, Self::V>, i: usize);
-    /// The sum over the lanes, to element `i`.
-    fn write_sum(self, to: &mut PartsMut<'_, Real<Self>>, i: usize);
+    /// The sums over the lanes, to the elements from `i` on.
+    fn write_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, Real<Self>>, i: usize);
     /// The real part.
     fn re(self) -> Self::V;
     /// self + other.
@@ -138,6 +138,18 @@ fn finite<V: Vector>(x: V) -> V {
     x.at_least(x.splat(-V::Real::MAX)).at_most(x.splat(V::Real::MAX))
 }
 
+/// The sums over the lanes, four at once where there are four.
+#[inline(always)]
+fn sums<V: Vector, const NB: usize>(from: &[V; NB], to: &mut [V::Real]) {
+    if let Ok(four) = <[V; 4]>::try_from(from.as_slice()) {
+        to.copy_from_slice(&V::sums(four));
+        return;
+    }
+    for j in 0..NB {
+        to[j] = from[j].sum();
+    }
+}
+
 /// Real numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Re<V>(pub V);
@@ -162,8 +174,12 @@ impl<V: Vector> Number for Re<V> {
         to.re[i] = self.0;
     }
     #[inline(always)]
-    fn write_sum(self, to: &mut PartsMut<'_, V::Real>, i: usize) {
-        to.re[i] = self.0.sum();
+    fn write_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, V::Real>, i: usize) {
+        let mut re = [from[0].0; NB];
+        for j in 0..NB {
+            re[j] = from[j].0;
+        }
+        sums(&re, &mut to.re[i..i + NB]);
     }
     #[inline(always)]
     fn re(self) -> V {
@@ -269,9 +285,13 @@ impl<V: Vector> Number for Cx<V> {
         to.im[i] = self.im;
     }
     #[inline(always)]
-    fn write_sum(self, to: &mut PartsMut<'_, V::Real>, i: usize) {
-        to.re[i] = self.re.sum();
-        to.im[i] = self.im.sum();
+    fn write_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, V::Real>, i: usize) {
+        let (mut re, mut im) = ([from[0].re; NB], [from[0].im; NB]);
+        for j in 0..NB {
+            (re[j], im[j]) = (from[j].re, from[j].im);
+        }
+        sums(&re, &mut to.re[i..i + NB]);
+        sums(&im, &mut to.im[i..i + NB]);
     }
     #[inline(always)]
     fn re(self) -> V {

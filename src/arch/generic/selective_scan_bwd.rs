@@ -4,6 +4,7 @@
 use crate::arch::generic::discretize::{derivatives, discretize};
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, Real, plane_rows, plane_rows_mut, plane_scalars_mut};
 use crate::arch::generic::selective_scan::{Coef, Inputs, group, steps};
+use crate::arch::generic::selective_scan_bwd_mamba::{Mamba, Varying};
 use crate::arch::generic::silu::{sigmoid, silu_and_grad};
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{BACK, CoefficientMut, SelectiveBwd, SelectiveTile, TILE};
@@ -12,7 +13,7 @@ use crate::element::Weight as _;
 use crate::ops::{Discrete, Rule};
 
 /// The gradient of B or C.
-enum CoefMut<'a, V: Vector> {
+pub(super) enum CoefMut<'a, V: Vector> {
     Varying(PartsMut<'a, V::Real>),
     Constant(PartsMut<'a, V>),
 }
@@ -25,49 +26,60 @@ impl<'a, V: Vector> CoefMut<'a, V> {
             CoefficientMut::Constant(planes) => CoefMut::Constant(plane_rows_mut(zero, planes, dstate)),
         }
     }
-    /// Takes the share of one step and state: at once where they vary, else in the lanes of `sum`.
+    /// Takes the shares of one step and its states: at once where they vary, else in the lanes of `sums`.
     #[inline(always)]
-    fn take<X: Number<V = V>>(&mut self, at: usize, share: X, sum: &mut X) {
-        match self {
-            CoefMut::Varying(parts) => share.write_sum(parts, at),
-            CoefMut::Constant(_) => *sum = sum.add(share),
+    fn take<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB], sums: &mut [X; NB]) {
+        self.share(at, shares);
+        if let CoefMut::Constant(_) = self {
+            for j in 0..NB {
+                sums[j] = sums[j].add(shares[j]);
+            }
         }
     }
-    /// Writes what [`CoefMut::take`] left in `sum`.
+    /// Writes the shares of one step and its states, where they vary.
     #[inline(always)]
-    fn finish<X: Number<V = V>>(&mut self, n: usize, sum: X) {
+    pub(super) fn share<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB]) {
+        if let CoefMut::Varying(parts) = self {
+            X::write_sums(shares, parts, at);
+        }
+    }
+    /// Writes what [`CoefMut::take`] left in `sums`.
+    #[inline(always)]
+    fn finish<X: Number<V = V>, const NB: usize>(&mut self, n: usize, sums: &[X; NB]) {
         if let CoefMut::Constant(parts) = self {
-            sum.write(parts, n);
+            for j in 0..NB {
+                sums[j].write(parts, n + j);
+            }
         }
     }
 }
 
 /// What the states of one channel block share on their way back.
-struct Shared<'t, 'a, X: Number> {
-    inputs: Inputs<'a, X::V>,
-    u: &'a [X::V],
+pub(super) struct Shared<'t, 'a, X: Number> {
+    pub(super) inputs: Inputs<'a, X::V>,
+    pub(super) u: &'a [X::V],
     /// States before the tile.
-    start: Parts<'a, X::V>,
+    pub(super) start: Parts<'a, X::V>,
     /// ∂y a step.
-    grad_y: &'t [X::V],
+    pub(super) grad_y: &'t [X::V],
     /// Whether y is wanted.
-    gated: bool,
+    pub(super) gated: bool,
     /// Σ_n Re(C·h) a step.
-    y: &'t mut [X::V],
+    pub(super) y: &'t mut [X::V],
     /// Σ_n Re(λ·conj(γB)) a step: ∂u but for Δ'.
-    sum_u: &'t mut [X::V],
+    pub(super) sum_u: &'t mut [X::V],
     /// ∂Δ' a step.
-    sum_dt: &'t mut [X::V],
-    carry: PartsMut<'a, X::V>,
-    grad_a: PartsMut<'a, X::V>,
-    grad_b: CoefMut<'a, X::V>,
-    grad_c: CoefMut<'a, X::V>,
+    pub(super) sum_dt: &'t mut [X::V],
+    pub(super) carry: PartsMut<'a, X::V>,
+    pub(super) grad_a: PartsMut<'a, X::V>,
+    pub(super) grad_b: CoefMut<'a, X::V>,
+    pub(super) grad_c: CoefMut<'a, X::V>,
     /// Ā, `[t][j]`.
-    abar: PartsMut<'t, X::V>,
+    pub(super) abar: PartsMut<'t, X::V>,
     /// γ, `[t][j]`; unused by Euler's rule.
-    gamma: PartsMut<'t, X::V>,
+    pub(super) gamma: PartsMut<'t, X::V>,
     /// h before step t, `[t][j]`.
-    h: PartsMut<'t, X::V>,
+    pub(super) h: PartsMut<'t, X::V>,
 }
 
 /// `NB` states from `n` on.
@@ -116,42 +128,40 @@ fn forward<X: Number, const NB: usize>(zero: X::V, s: &mut Shared<'_, '_, X>, n:
     }
 }
 
-/// Running sums of one state over the steps.
-#[derive(Clone, Copy)]
-struct Sums<X> {
+/// What a group of states carries from step to step.
+struct Walk<X, const NB: usize> {
     /// conj(Ā)·λ of the step after.
-    carry: X,
-    a: X,
-    b: X,
-    c: X,
+    carry: [X; NB],
+    a: [X; NB],
+    b: [X; NB],
+    c: [X; NB],
 }
 
 #[inline(always)]
 fn backward<X: Number, const NB: usize>(zero: X::V, s: &mut Shared<'_, '_, X>, n: usize) {
-    let none = X::real(zero);
-    let mut sums = [Sums { carry: none, a: none, b: none, c: none }; NB];
+    let none = [X::real(zero); NB];
+    let mut walk = Walk { carry: none, a: none, b: none, c: none };
     for j in 0..NB {
-        sums[j].carry = X::read(s.carry.as_parts(), n + j);
+        walk.carry[j] = X::read(s.carry.as_parts(), n + j);
     }
     for t in (0..s.inputs.steps).rev() {
-        let (mut u, mut dt) = (s.sum_u[t], s.sum_dt[t]);
+        let (mut shares_b, mut shares_c) = (none, none);
         for j in 0..NB {
-            let (to_u, to_dt) = back_step::<X, NB>(zero, s, n, t, j, &mut sums[j]);
-            u = u + to_u;
-            dt = dt + to_dt;
+            (shares_b[j], shares_c[j]) = back_step(zero, s, n, t, j, &mut walk);
         }
-        s.sum_u[t] = u;
-        s.sum_dt[t] = dt;
+        let at = t * s.inputs.dstate + n;
+        s.grad_b.take(at, &shares_b, &mut walk.b);
+        s.grad_c.take(at, &shares_c, &mut walk.c);
     }
     for j in 0..NB {
-        sums[j].carry.write(&mut s.carry, n + j);
-        sums[j].a.write(&mut s.grad_a, n + j);
-        s.grad_b.finish(n + j, sums[j].b);
-        s.grad_c.finish(n + j, sums[j].c);
+        walk.carry[j].write(&mut s.carry, n + j);
+        walk.a[j].write(&mut s.grad_a, n + j);
     }
+    s.grad_b.finish(n, &walk.b);
+    s.grad_c.finish(n, &walk.c);
 }
 
-/// One step of one state; returns its shares of `sum_u` and `sum_dt`.
+/// One step of one state; returns its shares of ∂B and ∂C.
 #[inline(always)]
 fn back_step<X: Number, const NB: usize>(
     zero: X::V,
@@ -159,34 +169,74 @@ fn back_step<X: Number, const NB: usize>(
     n: usize,
     t: usize,
     j: usize,
-    sums: &mut Sums<X>,
-) -> (X::V, X::V) {
+    walk: &mut Walk<X, NB>,
+) -> (X, X) {
     let Inputs { dstate, rule, first, dt, du, a, b, c, .. } = s.inputs;
-    let (i, at) = (t * NB + j, t * dstate + n + j);
+    let i = t * NB + j;
     let (a, b) = (X::read(a, n + j), b.at::<X>(zero, t, n + j, dstate));
     let grad_y = if X::COMPLEX { s.grad_y[t] + s.grad_y[t] } else { s.grad_y[t] };
-    let adjoint = c.at::<X>(zero, t, n + j, dstate).conj().scale(grad_y).add(sums.carry);
-    let h = X::read(s.h.as_parts(), i + NB);
-    s.grad_c.take(at, h.conj().scale(grad_y), &mut sums.c);
+    let adjoint = c.at::<X>(zero, t, n + j, dstate).conj().scale(grad_y).add(walk.carry[j]);
+    let share_c = X::read(s.h.as_parts(), i + NB).conj().scale(grad_y);
 
     let abar = X::read(s.abar.as_parts(), i);
     let gamma = if matches!(rule, Rule::Euler) { X::real(zero.splat(Real::<X>::ONE)) } else { X::read(s.gamma.as_parts(), i) };
     let d = derivatives(rule, dt[t], a, Discrete { abar, gamma });
-    s.grad_b.take(at, adjoint.mul_conj(d.gamma).scale(du[t]), &mut sums.b);
-    let to_u = adjoint.dot(d.gamma.mul(b));
-    let mut to_dt = adjoint.dot(d.bslope.mul(b)) * s.u[t];
+    let share_b = adjoint.mul_conj(d.gamma).scale(du[t]);
+    s.sum_u[t] = s.sum_u[t] + adjoint.dot(d.gamma.mul(b));
+    s.sum_dt[t] = adjoint.dot(d.bslope.mul(b)).mul_add(s.u[t], s.sum_dt[t]);
     if !matches!(rule, Rule::Euler) {
-        sums.a = sums.a.add(adjoint.mul_conj(d.curve.mul(b)).scale(du[t] * dt[t]));
+        walk.a[j] = walk.a[j].add(adjoint.mul_conj(d.curve.mul(b)).scale(du[t] * dt[t]));
     }
     if first && t == 0 {
-        sums.carry = X::real(zero);
-        return (to_u, to_dt);
+        walk.carry[j] = X::real(zero);
+        return (share_b, share_c);
     }
     let through = adjoint.mul_conj(d.slope).mul_conj(X::read(s.h.as_parts(), i));
-    to_dt = to_dt + through.dot(a);
-    sums.a = sums.a.add(through.scale(dt[t]));
-    sums.carry = adjoint.mul_conj(abar);
-    (to_u, to_dt)
+    s.sum_dt[t] = s.sum_dt[t] + through.dot(a);
+    walk.a[j] = walk.a[j].add(through.scale(dt[t]));
+    walk.carry[j] = adjoint.mul_conj(abar);
+    (share_b, share_c)
+}
+
+/// A loop over states `n..`, returning how many it took.
+trait Back<X: Number> {
+    fn states(zero: X::V, shared: &mut Shared<'_, '_, X>, n: usize) -> usize;
+}
+
+/// [`States`].
+struct General;
+
+impl<X: Number> Back<X> for General {
+    #[inline(always)]
+    fn states(zero: X::V, shared: &mut Shared<'_, '_, X>, n: usize) -> usize {
+        let size = group(BACK, shared.inputs.dstate - n);
+        match size {
+            4 => zero.outline(States::<X, 4>(shared, n)),
+            2 => zero.outline(States::<X, 2>(shared, n)),
+            _ => zero.outline(States::<X, 1>(shared, n)),
+        }
+        size
+    }
+}
+
+/// [`Mamba`] where it fits, else [`States`].
+struct Fast;
+
+impl<V: Vector> Back<Re<V>> for Fast {
+    #[inline(always)]
+    fn states(zero: V, shared: &mut Shared<'_, '_, Re<V>>, n: usize) -> usize {
+        let (Rule::Euler, Coef::Varying(b), Coef::Varying(c)) = (shared.inputs.rule, shared.inputs.b, shared.inputs.c) else {
+            return <General as Back<Re<V>>>::states(zero, shared, n);
+        };
+        let from = Varying { b: b.re, c: c.re };
+        let size = group(BACK, shared.inputs.dstate - n);
+        match size {
+            4 => zero.outline(Mamba::<V, 4> { shared, from, n }),
+            2 => zero.outline(Mamba::<V, 2> { shared, from, n }),
+            _ => zero.outline(Mamba::<V, 1> { shared, from, n }),
+        }
+        size
+    }
 }
 
 /// ∂y = ∂out·silu(z).
@@ -255,7 +305,7 @@ fn cut<'a, V>(scratch: &mut &'a mut [V], count: usize) -> &'a mut [V] {
 }
 
 #[inline(always)]
-fn run<X: Number>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
+fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     let tile = args.tile;
     let SelectiveTile { steps: count, dstate, rule, first, .. } = tile;
     assert!((1..=TILE).contains(&count) && dstate > 0, "a tile of {count} steps and {dstate} states");
@@ -300,13 +350,7 @@ fn run<X: Number>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     };
     let mut n = 0;
     while n < dstate {
-        let size = group(BACK, dstate - n);
-        match size {
-            4 => zero.outline(States::<X, 4>(&mut shared, n)),
-            2 => zero.outline(States::<X, 2>(&mut shared, n)),
-            _ => zero.outline(States::<X, 1>(&mut shared, n)),
-        }
-        n += size;
+        n += W::states(zero, &mut shared, n);
     }
     let Shared { y, sum_u, sum_dt, grad_y, .. } = shared;
     if X::COMPLEX {
@@ -328,7 +372,7 @@ impl<R: Tables> Op<R> for SelectiveBwd<'_, R> {
     type Out = ();
     #[inline(always)]
     fn run<V: Vector<Real = R>>(self, zero: V) {
-        if self.tile.a.im.is_some() { run::<Cx<V>>(zero, self) } else { run::<Re<V>>(zero, self) }
+        if self.tile.a.im.is_some() { run::<Cx<V>, General>(zero, self) } else { run::<Re<V>, Fast>(zero, self) }
     }
 }
 

@@ -21,7 +21,7 @@ macro_rules! vector {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, abs $abs:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, blend $blend:ident,
         scalef $scalef:ident, shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
-    }) => {
+    }, sums $sums:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -108,6 +108,10 @@ macro_rules! vector {
                 $v(unsafe { $blend(mask, no.0, yes.0) })
             }
             #[inline(always)]
+            fn all(mask: $mask) -> bool {
+                mask == <$mask>::MAX
+            }
+            #[inline(always)]
             fn mantissa_to_exponent(self) -> Self {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })
@@ -116,6 +120,11 @@ macro_rules! vector {
             fn scale(self, n: Self) -> Self {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $scalef(self.0, n.0) })
+            }
+            #[inline(always)]
+            fn sums(x: [Self; 4]) -> [$real; 4] {
+                // SAFETY: the values exist, so the CPU has the instruction set.
+                unsafe { $sums(x[0].0, x[1].0, x[2].0, x[3].0) }
             }
         }
     };
@@ -128,7 +137,7 @@ vector! {
         fma _mm512_fmadd_ps, fnma _mm512_fnmadd_ps, max _mm512_max_ps, min _mm512_min_ps, abs _mm512_abs_ps, xor _mm512_xor_ps,
         round _mm512_roundscale_ps, cmp _mm512_cmp_ps_mask, blend _mm512_mask_blend_ps,
         scalef _mm512_scalef_ps, shift _mm512_slli_epi32 23, to_int _mm512_castps_si512, from_int _mm512_castsi512_ps
-    }
+    }, sums sums_f32
 }
 
 vector! {
@@ -138,5 +147,33 @@ vector! {
         fma _mm512_fmadd_pd, fnma _mm512_fnmadd_pd, max _mm512_max_pd, min _mm512_min_pd, abs _mm512_abs_pd, xor _mm512_xor_pd,
         round _mm512_roundscale_pd, cmp _mm512_cmp_pd_mask, blend _mm512_mask_blend_pd,
         scalef _mm512_scalef_pd, shift _mm512_slli_epi64 52, to_int _mm512_castpd_si512, from_int _mm512_castsi512_pd
-    }
+    }, sums sums_f64
+}
+
+/// The sums over the lanes of four vectors: neighbours are added while vectors are interleaved, then quarters are added.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn sums_f32(x0: __m512, x1: __m512, x2: __m512, x3: __m512) -> [f32; 4] {
+    let x01 = _mm512_add_ps(_mm512_unpacklo_ps(x0, x1), _mm512_unpackhi_ps(x0, x1));
+    let x23 = _mm512_add_ps(_mm512_unpacklo_ps(x2, x3), _mm512_unpackhi_ps(x2, x3));
+    let low = _mm512_shuffle_ps::<0b01_00_01_00>(x01, x23);
+    let high = _mm512_shuffle_ps::<0b11_10_11_10>(x01, x23);
+    let quarters = _mm512_add_ps(low, high);
+    let halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
+    let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+    bytemuck::cast(sums)
+}
+
+/// [`sums_f32`] for f64.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn sums_f64(x0: __m512d, x1: __m512d, x2: __m512d, x3: __m512d) -> [f64; 4] {
+    let x01 = _mm512_add_pd(_mm512_unpacklo_pd(x0, x1), _mm512_unpackhi_pd(x0, x1));
+    let x23 = _mm512_add_pd(_mm512_unpacklo_pd(x2, x3), _mm512_unpackhi_pd(x2, x3));
+    let even = _mm512_shuffle_f64x2::<0b10_00_10_00>(x01, x23);
+    let odd = _mm512_shuffle_f64x2::<0b11_01_11_01>(x01, x23);
+    let pairs = _mm512_add_pd(even, odd);
+    let low = _mm512_shuffle_f64x2::<0b10_00_10_00>(pairs, pairs);
+    let high = _mm512_shuffle_f64x2::<0b11_01_11_01>(pairs, pairs);
+    bytemuck::cast(_mm256_add_pd(_mm512_castpd512_pd256(low), _mm512_castpd512_pd256(high)))
 }

@@ -190,12 +190,14 @@ impl<I: Input, R: Input<Accum = I::Accum>> Backward<'_, I, R> {
                 sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
             }
             g.iter_mut().zip(w.iter()).for_each(|(g, w)| *g = *g * *w);
-            let pull = I::Accum::from_f64(dot(r, g) * scale * scale * scale / columns as f64);
-            let scale = I::Accum::from_f64(scale);
+            let pull = dot(r, g) * scale * scale * scale / columns as f64;
             if let Some(stream) = &self.grad_residual_out {
                 load_row(stream, [t, 0], after);
             }
-            g.iter_mut().zip(r.iter()).zip(after.iter()).for_each(|((g, r), after)| *g = *g * scale - *r * pull + *after);
+            // In f64, since the two terms all but cancel where r has one large element.
+            for ((g, r), after) in g.iter_mut().zip(r.iter()).zip(after.iter()) {
+                *g = I::Accum::from_f64(g.to_f64() * scale - r.to_f64() * pull + after.to_f64());
+            }
             if let Some(to) = &mut grad_x {
                 store_row(to, [i, 0], g);
             }

@@ -1,0 +1,17 @@
+//! Reference cases: reading them, running them on every engine in every storage type and way of calling, and comparing.
+//! The `check` example prints what it finds; the golden test asserts it.
+
+#![allow(non_snake_case)]
+
+pub mod array;
+pub mod case;
+pub mod compare;
+pub mod conv1d;
+pub mod engines;
+pub mod operation;
+pub mod report;
+pub mod scan;
+pub mod selective;
+pub mod suite;
+pub mod tensor;
+pub mod transform;

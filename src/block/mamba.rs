@@ -1,0 +1,295 @@
+//! The Mamba block (arXiv 2312.00752, section 3.4): input (B, L, M), D inner channels, N states, Δ rank R, conv width W.
+//!
+//! ```text
+//! [x | z]     = in_proj(input)                M → 2D
+//! x           = silu(conv1d(x))               causal, depthwise
+//! [δ | B | C] = x_proj(x)                     D → R + 2N
+//! Δ           = dt_proj(δ)                    R → D; its bias is Δ_bias of the scan
+//! y           = selective_scan(x, Δ, A = −exp(A_log), B, C, D, z, Δ_bias)
+//! out         = out_proj(y)                   D → M
+//! ```
+//!
+//! x, z, δ, B and C are read in place, as strided parts of the products that made them. A forward call for training keeps in
+//! [`MambaSaved`] the products and sums that backward would have to repeat at length: [x | z], x after the convolution,
+//! [δ | B | C] and y, 4D + R + 2N numbers a position. Backward makes Δ anew (a product of rank R) and the scan recomputes its
+//! states, so nothing of size B·L·D·N exists.
+//!
+//! What is bit-equal: everything but the linear layers does not depend on what else is in the batch; a matrix product may pick its
+//! order of summation by its number of rows.
+
+// The field's names are kept: A, B, C and D are not a, b, c and d.
+#![allow(non_snake_case)]
+
+use crate::element::{Element, Input, Weight};
+use crate::error::Error;
+use crate::layers::conv1d::ConvProblem;
+use crate::layers::linear::LinearProblem;
+use crate::ops::Rule;
+use crate::par::Par;
+use crate::selective::{Carry, SelectiveOptions, SelectiveProblem};
+use crate::sequences::Sequences;
+use crate::view::{View, ViewMut};
+
+mod backward;
+mod check;
+mod forward;
+mod step;
+
+/// The options of every published Mamba model: softplus on Δ, Mamba's rule, the plain carry.
+pub const MAMBA_OPTIONS: SelectiveOptions = SelectiveOptions { delta_softplus: true, rule: Rule::Euler, carry: Carry::Plain };
+
+/// The parameters of a block, borrowed. Projections in the storage type, the rest in the arithmetic type. Published names: `mixer.NAME`.
+#[derive(Debug, Clone, Copy)]
+pub struct MambaParams<'a, I: Input> {
+    /// `in_proj.weight`, (2D, M): x first, then z.
+    pub in_proj: View<'a, I, 2>,
+    /// `in_proj.bias`, (2D).
+    pub in_proj_bias: Option<View<'a, I::Accum, 1>>,
+    /// `conv1d.weight`, (D, W), published as (D, 1, W).
+    pub conv_weight: View<'a, I::Accum, 2>,
+    /// `conv1d.bias`, (D).
+    pub conv_bias: Option<View<'a, I::Accum, 1>>,
+    /// `x_proj.weight`, (R + 2N, D): δ, then B, then C.
+    pub x_proj: View<'a, I, 2>,
+    /// `dt_proj.weight`, (D, R).
+    pub dt_proj: View<'a, I, 2>,
+    /// `dt_proj.bias`, (D): Δ_bias.
+    pub dt_bias: View<'a, I::Accum, 1>,
+    /// `A_log`, (D, N): A = −exp(A_log).
+    pub A_log: View<'a, I::Accum, 2>,
+    /// A itself, (D, N), where the caller has it already, as decoding does; else each call makes it from `A_log`.
+    pub A: Option<View<'a, I::Accum, 2>>,
+    /// The skip `D`, (D).
+    pub D: View<'a, I::Accum, 1>,
+    /// `out_proj.weight`, (M, D).
+    pub out_proj: View<'a, I, 2>,
+    /// `out_proj.bias`, (M).
+    pub out_proj_bias: Option<View<'a, I::Accum, 1>>,
+}
+
+/// Where gradients of parameters go, in the arithmetic type: each one that is wanted; written, not added to.
+#[derive(Debug)]
+pub struct MambaGrads<'a, I: Input> {
+    /// ∂ℓ/∂input, (B, L, M), in the storage type.
+    pub x: Option<ViewMut<'a, I, 3>>,
+    /// (2D, M).
+    pub in_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    /// (2D). Only with the bias.
+    pub in_proj_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    /// (D, W).
+    pub conv_weight: Option<ViewMut<'a, I::Accum, 2>>,
+    /// (D). Only with the bias.
+    pub conv_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    /// (R + 2N, D).
+    pub x_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    /// (D, R).
+    pub dt_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    /// (D).
+    pub dt_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    /// (D, N).
+    pub A_log: Option<ViewMut<'a, I::Accum, 2>>,
+    /// (D).
+    pub D: Option<ViewMut<'a, I::Accum, 1>>,
+    /// (M, D).
+    pub out_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    /// (M). Only with the bias.
+    pub out_proj_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    /// As the initial window, in the storage type. Only with one.
+    pub initial_window: Option<ViewMut<'a, I, 3>>,
+    /// As the initial state. Only with one.
+    pub initial_state: Option<ViewMut<'a, I::Accum, 3>>,
+}
+
+impl<I: Input> Default for MambaGrads<'_, I> {
+    fn default() -> Self {
+        MambaGrads {
+            x: None,
+            in_proj: None,
+            in_proj_bias: None,
+            conv_weight: None,
+            conv_bias: None,
+            x_proj: None,
+            dt_proj: None,
+            dt_bias: None,
+            A_log: None,
+            D: None,
+            out_proj: None,
+            out_proj_bias: None,
+            initial_window: None,
+            initial_state: None,
+        }
+    }
+}
+
+/// What a block reads. With `CuSeqlens` windows and states have one entry a sequence, (k, …), else one a row of the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct MambaInputs<'a, I: Input> {
+    /// Parameters.
+    pub params: MambaParams<'a, I>,
+    /// (B, L, M).
+    pub x: View<'a, I, 3>,
+    /// The W − 1 inputs of the convolution before the start, (B, W − 1, D), oldest first.
+    pub initial_window: Option<View<'a, I, 3>>,
+    /// (B, D, N).
+    pub initial_state: Option<View<'a, I::Accum, 3>>,
+    /// Which positions belong together, for convolution and scan alike. Padding has the out of y = 0: out_proj's bias, or 0.
+    pub sequences: Sequences<'a>,
+    /// Options of the scan; [`MAMBA_OPTIONS`] are the published ones.
+    pub options: SelectiveOptions,
+}
+
+impl<'a, I: Input> MambaInputs<'a, I> {
+    /// Rows from the start: no window, no state, published options.
+    pub fn new(params: MambaParams<'a, I>, x: View<'a, I, 3>) -> Self {
+        MambaInputs { params, x, initial_window: None, initial_state: None, sequences: Sequences::Rows, options: MAMBA_OPTIONS }
+    }
+}
+
+/// Operands of the forward block.
+#[derive(Debug)]
+pub struct MambaFwd<'a, I: Input> {
+    /// What is read.
+    pub inputs: MambaInputs<'a, I>,
+    /// (B, L, M); written.
+    pub out: ViewMut<'a, I, 3>,
+    /// (B, W − 1, D); written.
+    pub final_window: Option<ViewMut<'a, I, 3>>,
+    /// (B, D, N); written.
+    pub last_state: Option<ViewMut<'a, I::Accum, 3>>,
+}
+
+/// Operands of the backward block.
+#[derive(Debug)]
+pub struct MambaBwd<'a, I: Input> {
+    /// What the forward call read.
+    pub inputs: MambaInputs<'a, I>,
+    /// What that call kept.
+    pub saved: &'a MambaSaved<I>,
+    /// ∂ℓ/∂out, (B, L, M).
+    pub grad_out: View<'a, I, 3>,
+    /// ∂ℓ/∂(final window), in its shape.
+    pub grad_final_window: Option<View<'a, I, 3>>,
+    /// ∂ℓ/∂(last state), in its shape.
+    pub grad_last_state: Option<View<'a, I::Accum, 3>>,
+    /// Where gradients go.
+    pub grads: MambaGrads<'a, I>,
+}
+
+/// Operands of one decode step: window and state are updated in place. `S` is how states are stored.
+#[derive(Debug)]
+pub struct MambaStep<'a, I: Input, S: Element<Arith = I::Accum>> {
+    /// Parameters.
+    pub params: MambaParams<'a, I>,
+    /// (B, M).
+    pub x: View<'a, I, 2>,
+    /// (slots, W − 1, D), oldest first; updated in place. Without `slots`, slot b is row b and there are B of them.
+    pub window: ViewMut<'a, I, 3>,
+    /// (slots, D, N); updated in place.
+    pub state: ViewMut<'a, S, 3>,
+    /// The slot of each row, (B); each slot at most once. A negative one skips its row: window and state are not touched, and its
+    /// out is that of y = 0.
+    pub slots: Option<View<'a, i32, 1>>,
+    /// (B, M); written.
+    pub out: ViewMut<'a, I, 2>,
+    /// Options of the scan.
+    pub options: SelectiveOptions,
+}
+
+/// What a forward call keeps for backward: [x | z], x after the convolution, [δ | B | C] and y. One may serve many calls; it
+/// allocates where a call is larger than all before it.
+#[derive(Debug, Default)]
+pub struct MambaSaved<I> {
+    xz: Vec<I>,
+    x: Vec<I>,
+    x_dbl: Vec<I>,
+    y: Vec<I>,
+    kept: Option<MambaProblem>,
+}
+
+impl<I: Input> MambaSaved<I> {
+    /// Holds nothing yet.
+    pub fn new() -> Self {
+        MambaSaved { xz: Vec::new(), x: Vec::new(), x_dbl: Vec::new(), y: Vec::new(), kept: None }
+    }
+}
+
+/// The sizes and options that a workspace depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MambaProblem {
+    /// B.
+    pub batch: usize,
+    /// L.
+    pub seqlen: usize,
+    /// M.
+    pub hidden: usize,
+    /// D.
+    pub inner: usize,
+    /// N.
+    pub dstate: usize,
+    /// R.
+    pub rank: usize,
+    /// W.
+    pub width: usize,
+    /// Entries of windows and states: B, or the number of packed sequences, or the slots of a step.
+    pub states: usize,
+    /// Options of the scan.
+    pub options: SelectiveOptions,
+}
+
+impl MambaProblem {
+    fn rows(&self) -> usize {
+        self.batch * self.seqlen
+    }
+
+    /// Columns of [δ | B | C].
+    fn dbl(&self) -> usize {
+        self.rank + 2 * self.dstate
+    }
+
+    fn linear(&self, inputs: usize, outputs: usize) -> LinearProblem {
+        LinearProblem { rows: self.rows(), inputs, outputs }
+    }
+
+    /// The four products, in the order of the block.
+    fn products(&self) -> [LinearProblem; 4] {
+        [
+            self.linear(self.hidden, 2 * self.inner),
+            self.linear(self.inner, self.dbl()),
+            self.linear(self.rank, self.inner),
+            self.linear(self.inner, self.hidden),
+        ]
+    }
+
+    fn conv(&self) -> ConvProblem {
+        ConvProblem { batch: self.batch, seqlen: self.seqlen, dim: self.inner, width: self.width, states: self.states }
+    }
+
+    fn selective(&self) -> SelectiveProblem {
+        SelectiveProblem {
+            batch: self.batch,
+            seqlen: self.seqlen,
+            dim: self.inner,
+            dstate: self.dstate,
+            states: self.states,
+            groups_b: Some(1),
+            groups_c: Some(1),
+            options: self.options,
+        }
+    }
+}
+
+/// The block on one engine. Each call takes its scratch memory from a workspace and allocates nothing itself.
+#[derive(Debug)]
+pub struct MambaBlock<'e, E> {
+    /// The engine.
+    pub engine: &'e E,
+    /// Who runs the sums that no engine does.
+    pub par: Par,
+}
+
+/// A = −exp(A_log).
+pub fn decay<W: Weight>(a_log: &[W], a: &mut [W]) {
+    for (a, &log) in a.iter_mut().zip(a_log) {
+        *a = -log.exp();
+    }
+}

@@ -1,0 +1,213 @@
+//! Linear for host memory, by blocks of the output.
+//!
+//! Every product is cut into blocks of rows and columns, and along its depth into chunks. What a number is depends on no cut of
+//! the output: along one chunk it is one chain of multiply-adds in the order of the depth, and chunks are added up in f64. So
+//! its bits depend on neither threads, strides nor the number of rows.
+
+use super::{LinearBwd, LinearFwd, LinearProblem, is_small, multiply, padded};
+use crate::buffer::Workspace;
+use crate::element::{Element, Input, Real};
+use crate::error::{Error, given};
+use crate::layers::rows::{load_row, store_row};
+use crate::ops::Sum;
+use crate::par::Par;
+use crate::view::{Cut, View, ViewMut};
+use crate::workspace::{ALIGN, bytes_of};
+
+/// Depth of one product; sums of more are added up in f64.
+const DEPTH: usize = 512;
+/// Rows and columns of a block. The right factor is packed once a block, which many rows pay for.
+const TALL: [usize; 2] = [512, 128];
+/// As long as there are so many tall blocks; else square ones, so that more threads have work.
+const ENOUGH: usize = 16;
+const SQUARE: [usize; 2] = [128, 128];
+/// Columns of one part of ∂bias, and rows that are added up in plain f64 there.
+const BIAS_COLUMNS: usize = 64;
+const BIAS_ROWS: usize = 32;
+
+impl<I: Input> LinearFwd<'_, I> {
+    /// Checks every operand; the sizes.
+    pub fn check(&self) -> Result<LinearProblem, Error> {
+        let ([rows, inputs], outputs) = (self.x.dims(), self.weight.dims()[0]);
+        self.x.check("x", [rows, inputs])?;
+        self.weight.check("weight", [outputs, inputs])?;
+        given(self.bias.as_ref(), |v| v.check("bias", [outputs]))?;
+        self.out.check("out", [rows, outputs])?;
+        Ok(LinearProblem { rows, inputs, outputs })
+    }
+}
+
+impl<I: Input> LinearBwd<'_, I> {
+    /// Checks every operand; the sizes.
+    pub fn check(&self) -> Result<LinearProblem, Error> {
+        let ([rows, inputs], outputs) = (self.x.dims(), self.weight.dims()[0]);
+        self.x.check("x", [rows, inputs])?;
+        self.weight.check("weight", [outputs, inputs])?;
+        self.grad_out.check("grad_out", [rows, outputs])?;
+        given(self.grad_x.as_ref(), |v| v.check("grad_x", [rows, inputs]))?;
+        given(self.grad_weight.as_ref(), |v| v.check("grad_weight", [outputs, inputs]))?;
+        given(self.grad_bias.as_ref(), |v| v.check("grad_bias", [outputs]))?;
+        Ok(LinearProblem { rows, inputs, outputs })
+    }
+}
+
+/// Sizes of one product, (m, k) by (k, n).
+#[derive(Clone, Copy)]
+struct Sizes {
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+impl Sizes {
+    /// Rows and columns of a block.
+    fn block(self) -> [usize; 2] {
+        let tall = self.m.div_ceil(TALL[0]).saturating_mul(self.n.div_ceil(TALL[1]));
+        if tall >= ENOUGH && self.m >= TALL[0] { TALL } else { SQUARE }
+    }
+
+    /// Bytes that a worker takes: the block in the arithmetic type and in f64, and both factors where they must be copied.
+    fn scratch<A: Real>(self) -> usize {
+        let block = self.block();
+        let [m, n] = padded(self.m.min(block[0]), self.n.min(block[1]));
+        let k = self.k.min(DEPTH);
+        bytes_of::<A>(m * n) + bytes_of::<f64>(m * n) + bytes_of::<A>((m + 1) * k) + bytes_of::<A>(n * k) + ALIGN
+    }
+}
+
+/// out = lhs·rhs + bias, (m, k) by (k, n), the bias along n.
+fn product<I: Input, O: Element<Arith = I::Accum>>(
+    lhs: View<'_, I, 2>,
+    rhs: View<'_, I, 2>,
+    bias: Option<View<'_, I::Accum, 1>>,
+    out: ViewMut<'_, O, 2>,
+    par: Par,
+    ws: &mut Workspace<'_>,
+) -> Result<(), Error> {
+    let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
+    let sizes = Sizes { m, n, k };
+    let [height, width] = sizes.block();
+    let across = n.div_ceil(width);
+    let part = |i: usize, step: usize, size: usize| i * step..(i * step + step).min(size);
+    let split = out.tiles(Cut::Every(0, height), Cut::Every(1, width));
+    par.run(0, m.div_ceil(height) * across, split, &mut ws.reborrow(), sizes.scratch::<I::Accum>(), |i, mut out, ws| {
+        let (rows, columns) = (part(i / across, height, m), part(i % across, width, n));
+        let bias = bias.map(|v| v.slice(0, columns.clone()));
+        block_product(lhs.slice(0, rows), rhs.slice(1, columns), bias, &mut out, ws).expect("scratch memory as `scratch` says");
+    })
+}
+
+/// One block of [`product`].
+fn block_product<I: Input, O: Element<Arith = I::Accum>>(
+    lhs: View<'_, I, 2>,
+    rhs: View<'_, I, 2>,
+    bias: Option<View<'_, I::Accum, 1>>,
+    out: &mut ViewMut<'_, O, 2>,
+    ws: &mut Workspace<'_>,
+) -> Result<(), Error> {
+    let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
+    let mut ws = ws.reborrow();
+    let [rows, width] = padded(m, n);
+    let sums = ws.slice::<I::Accum>(rows * width)?;
+    sums.fill(I::Accum::from_f64(0.0));
+    let total = ws.slice::<f64>(rows * width)?;
+    let left = ws.slice::<I::Accum>((m + 1) * k.min(DEPTH))?;
+    let right = ws.slice::<I::Accum>(n * k.min(DEPTH))?;
+    for start in (0..k).step_by(DEPTH) {
+        let chunk = start..(start + DEPTH).min(k);
+        // The right factor is (k, n); its columns are staged as rows.
+        let lhs = staged(lhs.slice(1, chunk.clone()), is_small(m, n), left);
+        let rhs = staged(rhs.slice(0, chunk).permute([1, 0]), false, right).permute([1, 0]);
+        multiply(lhs, rhs, sums);
+        if k > DEPTH {
+            let before = |total: f64| if start == 0 { 0.0 } else { total };
+            total.iter_mut().zip(sums.iter()).for_each(|(total, sum)| *total = before(*total) + sum.to_f64());
+        }
+    }
+    for (i, row) in sums.chunks_exact_mut(width).take(m).enumerate() {
+        if k > DEPTH {
+            row.iter_mut().zip(&total[i * width..]).for_each(|(to, sum)| *to = I::Accum::from_f64(*sum));
+        }
+        if let Some(bias) = &bias {
+            row[..n].iter_mut().enumerate().for_each(|(c, to)| *to = *to + bias.get([c]));
+        }
+        store_row(out, [i, 0], &row[..n]);
+    }
+    Ok(())
+}
+
+/// The factor itself where it is stored in the arithmetic type and its strides go forwards, else a copy of it. `apart` asks for
+/// a copy whose rows are not contiguous.
+fn staged<'s, I: Input>(from: View<'s, I, 2>, apart: bool, room: &'s mut [I::Accum]) -> View<'s, I::Accum, 2> {
+    let [rows, columns] = from.dims();
+    if apart {
+        let step = rows + 1;
+        (0..rows).for_each(|i| (0..columns).for_each(|p| room[p * step + i] = from.get([i, p]).load()));
+        return View::strided(room, 0, [rows, columns], [1, step as isize]);
+    }
+    let forwards = from.strides().iter().all(|&s| s >= 0);
+    if let Some(view) = from.same::<I::Accum>().filter(|_| forwards) {
+        return view;
+    }
+    room.chunks_exact_mut(columns).take(rows).enumerate().for_each(|(i, row)| load_row(&from, [i, 0], row));
+    View::new(room, [rows, columns])
+}
+
+/// Bytes of workspace that [`linear_fwd`] takes.
+pub fn linear_fwd_workspace<I: Input>(LinearProblem { rows, inputs, outputs }: LinearProblem, par: Par) -> usize {
+    par.scratch_bytes(Sizes { m: rows, n: outputs, k: inputs }.scratch::<I::Accum>())
+}
+
+/// The forward product; one phase.
+pub fn linear_fwd<I: Input>(args: LinearFwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    args.check()?;
+    par.check(1)?;
+    product(args.x, args.weight.permute([1, 0]), args.bias, args.out, par, ws)
+}
+
+/// Bytes of workspace that [`linear_bwd`] takes.
+pub fn linear_bwd_workspace<I: Input>(LinearProblem { rows, inputs, outputs }: LinearProblem, par: Par) -> usize {
+    let x = Sizes { m: rows, n: inputs, k: outputs }.scratch::<I::Accum>();
+    let weight = Sizes { m: outputs, n: inputs, k: rows }.scratch::<I::Accum>();
+    par.scratch_bytes(x.max(weight).max(bias_scratch::<I>()))
+}
+
+/// The backward product; one phase.
+pub fn linear_bwd<I: Input>(args: LinearBwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    args.check()?;
+    par.check(1)?;
+    let LinearBwd { x, weight, grad_out, grad_x, grad_weight, grad_bias } = args;
+    if let Some(grad_x) = grad_x {
+        product(grad_out, weight, None, grad_x, par, ws)?;
+    }
+    if let Some(grad_weight) = grad_weight {
+        product(grad_out.permute([1, 0]), x, None, grad_weight, par, ws)?;
+    }
+    grad_bias.map_or(Ok(()), |grad_bias| sum_rows(grad_out, grad_bias, par, ws))
+}
+
+fn bias_scratch<I: Input>() -> usize {
+    bytes_of::<I::Accum>(BIAS_COLUMNS) + bytes_of::<f64>(BIAS_COLUMNS) + bytes_of::<Sum>(BIAS_COLUMNS) + ALIGN
+}
+
+/// out = Σ of the rows, in their order: blocks of rows in f64, and the blocks compensated.
+fn sum_rows<I: Input>(from: View<'_, I, 2>, out: ViewMut<'_, I::Accum, 1>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    let [rows, columns] = from.dims();
+    let split = out.tiles(Cut::Every(0, BIAS_COLUMNS), Cut::Whole);
+    par.run(0, columns.div_ceil(BIAS_COLUMNS), split, &mut ws.reborrow(), bias_scratch::<I>(), |i, mut out, ws| {
+        let width = out.dims()[0];
+        let from = from.slice(1, i * BIAS_COLUMNS..i * BIAS_COLUMNS + width);
+        let mut take = || Ok::<_, Error>((ws.slice::<I::Accum>(width)?, ws.slice::<f64>(width)?, ws.slice::<Sum>(width)?));
+        let (row, block, total) = take().expect("scratch memory as bias_scratch says");
+        total.fill(Sum::default());
+        for start in (0..rows).step_by(BIAS_ROWS) {
+            block.fill(0.0);
+            for t in start..(start + BIAS_ROWS).min(rows) {
+                load_row(&from, [t, 0], row);
+                block.iter_mut().zip(row.iter()).for_each(|(sum, g)| *sum += g.to_f64());
+            }
+            total.iter_mut().zip(block.iter()).for_each(|(total, sum)| total.add(*sum));
+        }
+        total.iter().enumerate().for_each(|(c, sum)| out.set([c], I::Accum::from_f64(sum.value())));
+    })
+}

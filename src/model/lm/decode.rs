@@ -1,0 +1,122 @@
+//! Prefill and decode: prompts of different lengths packed into one call, then one token of every row a call.
+
+use super::{Call, LmMemory, MambaLm, ModelState, block_params, embed, grown};
+use crate::block::HostEngine;
+use crate::block::mamba::{MAMBA_OPTIONS, MambaStep};
+use crate::element::Real;
+use crate::error::Error;
+use crate::model::Parameters;
+use crate::sequences::Sequences;
+use crate::view::{View, ViewMut};
+
+/// A batch of texts that grow token by token. After the first step a step allocates nothing in the model; an engine may.
+#[derive(Debug)]
+pub struct Decoder<'m, E, T> {
+    model: &'m MambaLm<E>,
+    parameters: &'m Parameters<T>,
+    /// A of each layer, made once.
+    decay: Vec<Vec<T>>,
+    state: ModelState<T>,
+    memory: LmMemory<T>,
+    logits: Vec<T>,
+}
+
+impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
+    /// Reads `prompts`, each of at least one token, packed into one call.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where a prompt is empty, a token is not in the vocabulary or the parameters do not fit.
+    pub fn new(model: &'m MambaLm<E>, parameters: &'m Parameters<T>, prompts: &[&[u32]]) -> Result<Self, Error> {
+        if let Some(i) = prompts.iter().position(|prompt| prompt.is_empty()) {
+            return Err(Error::Value { operand: "prompts", why: format!("prompt {i} is empty: it has no last token to go on from") });
+        }
+        let tokens = prompts.concat();
+        model.check(parameters, &tokens, 1)?;
+        let decay = parameters.layers.iter().map(|layer| {
+            let mut a = vec![T::ZERO; layer.a_log.len()];
+            crate::block::mamba::decay(&layer.a_log, &mut a);
+            a
+        });
+        let mut decoder = Decoder {
+            model,
+            parameters,
+            decay: decay.collect(),
+            state: ModelState::zeros(&model.sizes, prompts.len()),
+            memory: LmMemory::default(),
+            logits: Vec::new(),
+        };
+        decoder.prefill(prompts, &tokens)?;
+        Ok(decoder)
+    }
+
+    fn prefill(&mut self, prompts: &[&[u32]], tokens: &[u32]) -> Result<(), Error> {
+        let (model, rows, hidden) = (self.model, prompts.len(), self.model.sizes.hidden);
+        let mut offsets = vec![0i64];
+        for prompt in prompts {
+            offsets.push(offsets[offsets.len() - 1] + prompt.len() as i64);
+        }
+        let sequences = Sequences::CuSeqlens(View::new(&offsets, [rows + 1]));
+        let call = Call { tokens, batch: 1, sequences, states: rows, initial: None, last: Some(&mut self.state), keep: false };
+        model.hidden(self.parameters, call, &mut self.memory)?;
+        // The last position of each prompt, moved together.
+        let last = grown(&mut self.memory.out, rows * hidden);
+        for (to, &end) in last.chunks_exact_mut(hidden).zip(&offsets[1..]) {
+            to.copy_from_slice(&self.memory.hidden[(end as usize - 1) * hidden..][..hidden]);
+        }
+        let logits = grown(&mut self.logits, rows * model.sizes.vocab);
+        model.head_forward(self.parameters, &self.memory.out, rows, logits, &mut self.memory.buffer)
+    }
+
+    /// The logits after the last token of each row of the last call, (rows, vocab).
+    pub fn logits(&self) -> &[T] {
+        &self.logits
+    }
+
+    /// The state of every row.
+    pub fn state(&self) -> &ModelState<T> {
+        &self.state
+    }
+
+    /// Takes one more token for some rows: `tokens[i]` belongs to prompt `slots[i]`. Afterwards row i of the logits is theirs.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where a token is not in the vocabulary, a slot is out of range or stands twice.
+    pub fn step(&mut self, tokens: &[u32], slots: &[i32]) -> Result<&[T], Error> {
+        let (model, parameters, rows) = (self.model, self.parameters, tokens.len());
+        if slots.len() != rows || slots.iter().any(|&slot| slot < 0) {
+            return Err(Error::Value { operand: "slots", why: format!("{} slots for {rows} tokens, each at least 0", slots.len()) });
+        }
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= model.sizes.vocab) {
+            return Err(Error::Value { operand: "tokens", why: format!("{id} is not below the vocabulary, {}", model.sizes.vocab) });
+        }
+        let p = model.problem(rows, 1, self.state.rows);
+        let dims = [rows, p.hidden];
+        let count = rows * p.hidden;
+        let memory = &mut self.memory;
+        let bytes = model.scratch_bytes::<T>(&p, rows, false).max(model.block().step_workspace::<T>(&p));
+        let mut ws = memory.buffer.workspace(bytes);
+        // Two streams by turns, as in the forward call.
+        let out = grown(&mut memory.out, count);
+        let (normed, [first, second]) = (grown(&mut memory.hidden, count), &mut memory.grad);
+        let (mut before, mut after) = (grown(first, count), grown(second, count));
+        embed(model.par, tokens, &parameters.embeddings, out, p.hidden, &mut ws)?;
+        for (i, layer) in parameters.layers.iter().enumerate() {
+            model.norm(dims, &layer.norm, out, (i > 0).then_some(&*before), after, normed, &mut ws)?;
+            core::mem::swap(&mut before, &mut after);
+            let args = MambaStep {
+                params: block_params(layer, &model.sizes, Some(&self.decay[i])),
+                x: View::new(normed, dims),
+                window: ViewMut::new(&mut self.state.windows[i], [p.states, p.width - 1, p.inner]),
+                state: ViewMut::new(&mut self.state.states[i], [p.states, p.inner, p.dstate]),
+                slots: Some(View::new(slots, [rows])),
+                out: ViewMut::new(out, dims),
+                options: MAMBA_OPTIONS,
+            };
+            model.block().step(args, &mut ws)?;
+        }
+        model.norm(dims, &parameters.norm_f, out, Some(before), after, normed, &mut ws)?;
+        let logits = grown(&mut self.logits, rows * model.sizes.vocab);
+        model.head_forward(parameters, &memory.hidden, rows, logits, &mut memory.buffer)?;
+        Ok(&self.logits[..rows * model.sizes.vocab])
+    }
+}

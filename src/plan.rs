@@ -1,0 +1,201 @@
+//! The planner: from a problem and a machine to an engine, and why. The choice is data that can be printed and tested.
+//!
+//! Engines have no opinion on when they should run; this is the one place that has. Whoever wants another engine takes it
+//! directly: every engine computes every problem.
+
+use core::fmt;
+
+use crate::arch::Isa;
+use crate::blelloch::Blelloch;
+use crate::cpu::Cpu;
+use crate::error::Error;
+use crate::par::Par;
+use crate::scan::ScanProblem;
+use crate::selective::SelectiveProblem;
+
+/// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
+pub const SERIAL_BELOW: usize = 1 << 15;
+
+/// Steps from which a recurrence of few channels is worth a tree over time.
+pub const TREE_FROM: usize = 1 << 14;
+
+/// What a machine has, as far as the choice depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Instruction sets that it has and that are allowed, weakest first; never empty.
+    pub isas: Vec<Isa>,
+    /// Threads that may be used.
+    pub threads: usize,
+}
+
+impl Machine {
+    /// This machine, its instruction sets capped by the environment variable `SELECTIVE_SCAN_ISA`. An error where that is not a name.
+    pub fn here() -> Result<Self, Error> {
+        let cap = Isa::cap()?;
+        let isas = Isa::available().filter(|&isa| isa <= cap || isa == Isa::Portable).collect();
+        Ok(Machine { isas, threads: Par::default().workers() })
+    }
+
+    /// The strongest allowed instruction set.
+    pub fn best(&self) -> Isa {
+        self.isas.iter().copied().max().unwrap_or(Isa::Portable)
+    }
+}
+
+/// A problem to be planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// Layer 1.
+    Scan(ScanProblem),
+    /// Layer 2, forward, backward or, with L = 1, the step.
+    Selective(SelectiveProblem),
+}
+
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// [`Blelloch`]: a tree over time.
+    Blelloch,
+    /// [`Cpu`] with this instruction set.
+    Cpu(Isa),
+}
+
+/// A choice and its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The engine.
+    pub choice: Choice,
+    /// Threads that it will use: 1, or all of the machine's.
+    pub threads: usize,
+    /// Why this engine.
+    pub engine_why: String,
+    /// Why this many threads.
+    pub threads_why: String,
+}
+
+impl Problem {
+    /// (rows of independent recurrences, steps, states a row).
+    fn sizes(self) -> (usize, usize, usize) {
+        match self {
+            Problem::Scan(ScanProblem { batch, seqlen, dim }) => (batch.saturating_mul(dim), seqlen, 1),
+            Problem::Selective(SelectiveProblem { batch, states, seqlen, dim, dstate, .. }) => {
+                (batch.max(states).saturating_mul(dim), seqlen, dstate)
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Plans a problem for a machine.
+    pub fn new(problem: Problem, machine: &Machine) -> Plan {
+        let (rows, seqlen, dstate) = problem.sizes();
+        let elements = rows.saturating_mul(seqlen).saturating_mul(dstate);
+        let (threads, threads_why) = if machine.threads <= 1 {
+            (1, "there is one".to_string())
+        } else if elements < SERIAL_BELOW {
+            (1, format!("{elements} elements are less work than waking a thread, which pays from {SERIAL_BELOW}"))
+        } else {
+            (machine.threads, format!("{elements} elements, at least {SERIAL_BELOW}"))
+        };
+        let isa = machine.best();
+        let tree = matches!(problem, Problem::Scan(_)) && threads > 2 && rows == 1 && seqlen >= TREE_FROM;
+        let (choice, engine_why) = if tree {
+            (Choice::Blelloch, format!("one recurrence of {seqlen} steps leaves lanes and threads idle unless time itself is cut"))
+        } else {
+            (
+                Choice::Cpu(isa),
+                format!("{rows} independent rows fill the lanes of {}, the strongest instruction set allowed here", isa.name()),
+            )
+        };
+        Plan { choice, threads, engine_why, threads_why }
+    }
+
+    /// Who runs the parts.
+    pub fn par(&self) -> Par {
+        if self.threads > 1 { Par::default() } else { Par::Seq }
+    }
+
+    /// The engine, where the choice is `Cpu`.
+    pub fn cpu(&self) -> Option<Result<Cpu, Error>> {
+        match self.choice {
+            Choice::Cpu(isa) => Some(Cpu::new().with_par(self.par()).with_isa(isa)),
+            Choice::Blelloch => None,
+        }
+    }
+
+    /// The engine, where the choice is `Blelloch`.
+    pub fn blelloch(&self) -> Option<Blelloch> {
+        (self.choice == Choice::Blelloch).then(|| Blelloch::with_par(self.par()))
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::Blelloch => write!(f, "blelloch"),
+            Choice::Cpu(isa) => write!(f, "cpu, {}", isa.name()),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.threads == 1 { "" } else { "s" };
+        writeln!(f, "{}, {} thread{plural}", self.choice, self.threads)?;
+        writeln!(f, "  engine:  {}", self.engine_why)?;
+        write!(f, "  threads: {}", self.threads_why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selective::SelectiveOptions;
+
+    fn machine(threads: usize) -> Machine {
+        Machine { isas: vec![Isa::Portable, Isa::Avx2], threads }
+    }
+
+    fn selective(batch: usize, seqlen: usize, dim: usize, dstate: usize) -> Problem {
+        let options = SelectiveOptions::default();
+        Problem::Selective(SelectiveProblem { batch, seqlen, dim, dstate, states: batch, groups_b: Some(1), groups_c: Some(1), options })
+    }
+
+    #[test]
+    fn large_problems_take_every_thread() {
+        let plan = Plan::new(selective(1, 2048, 1536, 16), &machine(4));
+        assert_eq!((plan.choice, plan.threads), (Choice::Cpu(Isa::Avx2), 4));
+        assert_eq!(Plan::new(selective(1, 2048, 1536, 16), &machine(1)).threads, 1);
+    }
+
+    #[test]
+    fn small_ones_stay_on_one() {
+        assert_eq!(Plan::new(selective(1, 1, 1536, 16), &machine(4)).threads, 1);
+        assert_eq!(Plan::new(selective(64, 1, 1536, 16), &machine(4)).threads, 4);
+        assert_eq!(Plan::new(selective(0, 0, 1, 1), &machine(4)).threads, 1);
+        assert_eq!(Plan::new(selective(usize::MAX, usize::MAX, 1, 1), &machine(4)).threads, 4);
+    }
+
+    #[test]
+    fn a_single_long_recurrence_is_cut_in_time() {
+        let scan = |dim, seqlen| Problem::Scan(ScanProblem { batch: 1, seqlen, dim });
+        let plan = Plan::new(scan(1, 1 << 20), &machine(4));
+        assert_eq!(plan.choice, Choice::Blelloch);
+        assert!(plan.blelloch().is_some() && plan.cpu().is_none());
+        assert_eq!(Plan::new(scan(64, 1 << 20), &machine(4)).choice, Choice::Cpu(Isa::Avx2));
+        assert_eq!(Plan::new(scan(1, 1 << 20), &machine(1)).choice, Choice::Cpu(Isa::Avx2));
+    }
+
+    #[test]
+    fn a_plan_says_why() {
+        let text = Plan::new(selective(1, 2048, 1536, 16), &machine(4)).to_string();
+        assert!(text.starts_with("cpu, avx2, 4 threads") && text.contains("50331648 elements"), "{text}");
+    }
+
+    #[test]
+    fn this_machine_can_run_its_plan() {
+        let here = Machine { isas: Isa::available().collect(), threads: 1 };
+        let cpu = Plan::new(selective(1, 8, 4, 2), &here).cpu().expect("the cpu engine").expect("an available instruction set");
+        assert_eq!(cpu.isa(), here.best());
+    }
+}

@@ -1,0 +1,119 @@
+//! Every reference case, on every engine, ISA and storage type of this machine, through the code of the `check` example.
+
+use std::path::Path;
+
+use half::bf16;
+use selective_scan::element::Dtype;
+
+use crate::harness::case::Case;
+use crate::harness::compare::{Bound, compare};
+use crate::harness::engines::engines;
+use crate::harness::operation::{Checked, DTYPES, Operation};
+use crate::harness::selective::Selective;
+use crate::harness::suite::{Loaded, Problem, cases};
+
+fn golden() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+#[test]
+fn every_case_on_every_engine_in_every_type() {
+    let paths = cases(&golden()).expect("the directory can be read");
+    assert!(paths.len() > 40, "only {} cases were found", paths.len());
+    let mut failures = Vec::new();
+    for path in &paths {
+        let loaded = Loaded::read(path).expect("a case of this repository is well formed");
+        for (entry, dtype) in engines().iter().flat_map(|e| DTYPES.map(|d| (e, d))) {
+            let Some(findings) = loaded.on(entry, dtype) else { break };
+            for f in findings.expect("the operands of a golden case are right").exceeding() {
+                let (case, engine, isa, dtype) = (&loaded.name, entry.name, entry.isa, dtype.name());
+                failures.push(format!("{case} on {engine}/{isa} in {dtype}: `{}` is off by {:e} ({})", f.tensor, f.worst.error, f.how));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A reference that is wrong in one element by 1e-4 of its largest must be noticed, whichever tensor it is.
+#[test]
+fn a_changed_reference_is_noticed() {
+    for case in ["selective_scan-initial-state", "scan-complex", "selective_scan-packed", "conv1d-5-silu-window"] {
+        let loaded = Loaded::read(&golden().join(format!("{case}.safetensors"))).expect("well formed");
+        match loaded.problem {
+            Problem::Selective(mut checked) => changed(&mut checked),
+            Problem::Scan(mut checked) => changed(&mut checked),
+            Problem::Conv1d(mut checked) => changed(&mut checked),
+            Problem::Skipped => panic!("{case} is not skipped"),
+        }
+    }
+}
+
+fn changed<O: Operation>(checked: &mut Checked<O>) {
+    let entry = &engines()[0];
+    for i in 0..checked.reference.len() {
+        let before = checked.reference[i].clone();
+        let (name, array) = &mut checked.reference[i];
+        let name = name.clone();
+        let largest = array.data.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        let middle = array.data.len() / 2;
+        array.data[middle] += 1e-4 * largest;
+        let findings = checked.on(entry, Dtype::F64).expect("the operands are right");
+        let named: Vec<&str> = findings.exceeding().map(|f| f.tensor.as_str()).collect();
+        assert_eq!(named, [name.as_str()]);
+        checked.reference[i] = before;
+    }
+}
+
+/// Rounding to storage is within the bound; truncation, one unit off in the last place, is not.
+#[test]
+fn truncated_storage_is_noticed() {
+    let want: Vec<f64> = (1..200).map(|i| f64::from(i) * 0.7310585).collect();
+    let rounded: Vec<f64> = want.iter().map(|&x| bf16::from_f64(x).to_f64()).collect();
+    let truncated: Vec<f64> = want.iter().map(|&x| f64::from(f32::from_bits((x as f32).to_bits() & 0xffff_0000))).collect();
+    let bound = Bound::new(Dtype::Bf16, 1.0, false);
+    assert!(compare(&rounded, &want, bound).used <= 1.0);
+    assert!(compare(&truncated, &want, bound).used > 1.0);
+}
+
+#[test]
+fn a_zero_reference_is_met_exactly() {
+    let bound = Bound::new(Dtype::F32, 10.0, true);
+    assert!(compare(&[0.0, -0.0], &[0.0, 0.0], bound).used <= 1.0);
+    assert!(compare(&[0.0, 1e-30], &[0.0, 0.0], bound).used > 1.0);
+    assert!(compare(&[f64::NAN], &[1.0], bound).used > 1.0);
+    assert!(compare(&[f64::NAN], &[0.0], bound).used > 1.0);
+}
+
+/// What is wrong with a file is said in one sentence that names it; nothing panics.
+#[test]
+fn malformed_files_are_errors() {
+    let good = std::fs::read(golden().join("selective_scan-length-1.safetensors")).expect("readable");
+    let read = |bytes: &[u8]| Case::parse("case".into(), bytes).and_then(|c| Selective::read(c).map(|_| ()));
+    assert_eq!(read(&good), Ok(()));
+    for cut in [0, 4, 8, 9, 100, good.len() / 2, good.len() - 1] {
+        assert!(read(&good[..cut]).is_err(), "the first {cut} bytes alone");
+    }
+    let replaced = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = good.windows(from.len()).position(|w| w == from.as_bytes()).expect("it is there");
+        let mut bytes = good.clone();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        read(&bytes).expect_err("malformed")
+    };
+    let faults = [
+        ("\"grad.u\"", "\"grad.v\"", "grad.u"),
+        ("\"delta\"", "\"dolta\"", "delta"),
+        ("\"F64\"", "\"I64\"", "I64"),
+        ("\\\"rule\\\": \\\"euler\\\"", "\\\"rule\\\": \\\"huler\\\"", "rule"),
+        ("\\\"groups\\\": 1", "\\\"groups\\\": 3", "groups"),
+        ("\\\"complex\\\": false", "\\\"complex\\\": 1    ", "complex"),
+        ("\\\"op\\\"", "\\\"oq\\\"", "op"),
+        ("\\\"cu_seqlens\\\": null", "\\\"cu_seqlens\\\": [-1]", "cu_seqlens"),
+        ("\\\"cu_seqlens\\\": null", "\\\"cu_seqlens\\\": [{}]", "cu_seqlens"),
+        ("\\\"complex\\\": false", "\\\"complex\\\": true ", "A"),
+    ];
+    for (from, to, named) in faults {
+        let why = replaced(from, to);
+        assert!(why.contains(named), "{from} → {to}: {why}");
+    }
+}

@@ -1,0 +1,273 @@
+//! The language model against the published package's numbers, and generation in batches, on every engine.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use selective_scan::Error;
+use selective_scan::block::HostEngine;
+use selective_scan::element::Real;
+use selective_scan::model::file::{self, Tensor};
+use selective_scan::model::{
+    Decoder, Generation, IGNORE, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Sampling, generate, init, load,
+};
+use selective_scan::naive::Naive;
+use selective_scan::par::Par;
+
+/// Calls a generic function with each engine of this machine.
+macro_rules! on_engines {
+    ($function:ident) => {{
+        $function(Naive);
+    }};
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mamba-tiny-hf")
+}
+
+fn integers(t: &Tensor) -> Vec<u32> {
+    t.bytes.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect()
+}
+
+/// The next token at each position, none at the last one of a row.
+fn shifted(ids: &[u32], seqlen: usize) -> Vec<u32> {
+    (0..ids.len()).map(|i| if (i + 1) % seqlen == 0 { IGNORE } else { ids[i + 1] }).collect()
+}
+
+/// The largest difference over the largest reference value.
+fn error(got: impl Iterator<Item = f64>, want: &[f64]) -> f64 {
+    let largest = want.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let mut count = 0;
+    let worst = got.zip(want).fold(0.0, |most: f64, (a, b)| {
+        assert!(a.is_finite());
+        count += 1;
+        most.max((a - b).abs())
+    });
+    assert_eq!(count, want.len());
+    worst / largest
+}
+
+fn published<T: Real, E: HostEngine>(engine: E) {
+    let expected = file::read(&folder().join("expected.safetensors")).unwrap().tensors;
+    let reals = |name: &str| expected[name].to_reals::<f64>().unwrap();
+    let (config, parameters) = load::<T>(&folder()).unwrap();
+    let model = MambaLm::new(config, engine, Par::default()).unwrap();
+    let ids = integers(&expected["input_ids"]);
+    let [batch, seqlen] = expected["input_ids"].dims[..] else { panic!("input_ids is not a matrix") };
+    let mut memory = LmMemory::default();
+    let logits = model.logits(&parameters, &ids, batch, &mut memory).unwrap();
+    assert!(error(logits.iter().map(|x| x.to_f64()), &reals("logits")) <= 5e-6);
+    let targets = shifted(&ids, seqlen);
+    let mut gradients = parameters.zeros_like();
+    let loss = model.loss_and_gradients(&parameters, &ids, &targets, batch, &mut gradients, &mut memory).unwrap();
+    assert_eq!(loss.count, batch * (seqlen - 1));
+    assert!((loss.mean() / reals("loss")[0] - 1.0).abs() <= 5e-6, "{}", loss.mean());
+    assert_eq!(model.loss(&parameters, &ids, &targets, batch, None, &mut memory).unwrap().count, loss.count);
+    for (spec, grad) in gradients.tensors() {
+        let e = error(grad.iter().map(|x| x.to_f64()), &reals(&format!("grad.{}", spec.name)));
+        assert!(e <= 5e-6, "{} in {}: {e:e}", spec.name, T::DTYPE.name());
+    }
+    // A second call with the same memory gives the same bits.
+    let mut again = parameters.zeros_like();
+    assert_eq!(model.loss_and_gradients(&parameters, &ids, &targets, batch, &mut again, &mut memory).unwrap(), loss);
+    assert!(again == gradients);
+    let greedy = integers(&expected["greedy"]);
+    let (each, prompt) = (greedy.len() / batch, 7);
+    let prompts: Vec<&[u32]> = ids.chunks(seqlen).map(|row| &row[..prompt]).collect();
+    let how =
+        Generation { tokens: each - prompt, sampling: Sampling { temperature: 0.0, ..Sampling::default() }, seed: 0, stop_at_eos: false };
+    let texts = generate(&model, &parameters, &prompts, &how, |_, _| ControlFlow::Continue(())).unwrap();
+    for (text, want) in texts.iter().zip(greedy.chunks(each)) {
+        assert_eq!(text, &want[prompt..]);
+    }
+}
+
+fn published_in_both<E: HostEngine + Copy>(engine: E) {
+    published::<f32, E>(engine);
+    published::<f64, E>(engine);
+}
+
+#[test]
+fn published_logits_loss_gradients_and_greedy_tokens() {
+    on_engines!(published_in_both);
+}
+
+/// A small configuration with biases, tied or not.
+fn small(tied: bool) -> ModelConfig {
+    ModelConfig {
+        vocab_size: 11,
+        hidden_size: 6,
+        intermediate_size: 10,
+        state_size: 3,
+        num_hidden_layers: 3,
+        time_step_rank: 2,
+        use_bias: true,
+        tie_word_embeddings: tied,
+        eos_token_id: vec![4],
+        ..ModelConfig::default()
+    }
+}
+
+/// Initial parameters with noise, so that no gradient is 0 by symmetry.
+fn noisy<T: Real>(config: &ModelConfig) -> Parameters<T> {
+    let mut parameters = init::<T>(config, 1).unwrap();
+    let mut rng = Rng::new(9);
+    for (_, values) in parameters.tensors_mut() {
+        values.iter_mut().for_each(|x| *x += T::from_f64(rng.symmetric(0.3)));
+    }
+    parameters
+}
+
+fn tokens(count: usize, vocab: usize, seed: u64) -> Vec<u32> {
+    let mut rng = Rng::new(seed);
+    (0..count).map(|_| rng.below(vocab as u64) as u32).collect()
+}
+
+fn differences<E: HostEngine + Copy>(engine: E) {
+    for tied in [false, true] {
+        let config = small(tied);
+        let mut parameters = noisy::<f64>(&config);
+        let model = MambaLm::new(config, engine, Par::default()).unwrap();
+        let (ids, mut targets) = (tokens(12, 11, 3), tokens(12, 11, 4));
+        targets[5] = IGNORE;
+        let mut memory = LmMemory::default();
+        let mut gradients = parameters.zeros_like();
+        model.loss_and_gradients(&parameters, &ids, &targets, 2, &mut gradients, &mut memory).unwrap();
+        let mut rng = Rng::new(7);
+        for place in 0..parameters.tensors().len() {
+            for _ in 0..6 {
+                let i = rng.below(parameters.tensors()[place].1.len() as u64) as usize;
+                let mut at = |change: f64| {
+                    parameters.tensors_mut()[place].1[i] += change;
+                    let loss = model.loss(&parameters, &ids, &targets, 2, None, &mut memory).unwrap().mean();
+                    parameters.tensors_mut()[place].1[i] -= change;
+                    loss
+                };
+                let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+                let (spec, grad) = &gradients.tensors()[place];
+                assert!((slope - grad[i]).abs() < 1e-8, "{}[{i}]: {slope} and {}", spec.name, grad[i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn central_differences() {
+    on_engines!(differences);
+}
+
+/// A long text in windows with the state carried is the text in one piece.
+fn windows<E: HostEngine + Copy>(engine: E) {
+    let config = small(true);
+    let parameters = noisy::<f64>(&config);
+    let model = MambaLm::new(config, engine, Par::default()).unwrap();
+    let (ids, targets) = (tokens(23, 11, 5), tokens(23, 11, 6));
+    let mut memory = LmMemory::default();
+    let whole = model.loss(&parameters, &ids, &targets, 1, None, &mut memory).unwrap();
+    let mut state = ModelState::zeros(model.sizes(), 1);
+    let mut sum = 0.0;
+    for (ids, targets) in ids.chunks(4).zip(targets.chunks(4)) {
+        sum += model.loss(&parameters, ids, targets, 1, Some(&mut state), &mut memory).unwrap().sum;
+    }
+    assert!((sum / whole.sum - 1.0).abs() < 1e-13);
+}
+
+#[test]
+fn carried_state() {
+    on_engines!(windows);
+}
+
+/// Rows of a batch, prompts of different lengths, against each prompt alone: tokens and logits.
+fn alone<E: HostEngine + Copy>(engine: E) {
+    let config = small(false);
+    let parameters = noisy::<f32>(&config);
+    let model = MambaLm::new(config, engine, Par::default()).unwrap();
+    let texts = [tokens(1, 11, 1), tokens(9, 11, 2), tokens(2, 11, 3), tokens(70, 11, 4)];
+    let prompts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+    for (temperature, top_k, top_p, stop_at_eos) in [(0.0, None, None, false), (1.0, Some(5), Some(0.9), true), (0.7, None, None, true)] {
+        let how = Generation { tokens: 20, sampling: Sampling { temperature, top_k, top_p }, seed: 5, stop_at_eos };
+        let mut streamed = vec![Vec::new(); prompts.len()];
+        let batch = generate(&model, &parameters, &prompts, &how, |row, token| {
+            streamed[row].push(token);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(batch, streamed);
+        for (row, prompt) in prompts.iter().enumerate() {
+            let one = generate(&model, &parameters, &[prompt], &how, |_, _| ControlFlow::Continue(())).unwrap();
+            assert_eq!(one[0], batch[row], "row {row}");
+            let ended = batch[row].iter().position(|&token| token == 4).filter(|_| stop_at_eos);
+            assert_eq!(batch[row].len(), ended.map_or(20, |at| at + 1));
+        }
+    }
+    let mut count = 0;
+    let cut = generate(
+        &model,
+        &parameters,
+        &prompts[..1],
+        &Generation { tokens: 20, sampling: Sampling::default(), seed: 1, stop_at_eos: false },
+        |_, _| {
+            count += 1;
+            if count == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+    );
+    assert_eq!(cut.unwrap()[0].len(), 3);
+}
+
+#[test]
+fn batch_is_alone() {
+    on_engines!(alone);
+}
+
+/// Decoding gives the logits of one forward call.
+fn decoding<E: HostEngine + Copy>(engine: E) {
+    let config = small(true);
+    let parameters = noisy::<f64>(&config);
+    let model = MambaLm::new(config, engine, Par::default()).unwrap();
+    let ids = tokens(12, 11, 8);
+    let whole = model.logits(&parameters, &ids, 1, &mut LmMemory::default()).unwrap();
+    for split in 1..ids.len() {
+        let mut decoder = Decoder::new(&model, &parameters, &[&ids[..split]]).unwrap();
+        for at in split..=ids.len() {
+            let want: Vec<f64> = whole[(at - 1) * 11..at * 11].to_vec();
+            assert!(error(decoder.logits()[..11].iter().copied(), &want) <= 1e-12, "prompt {split}, position {at}");
+            if at < ids.len() {
+                decoder.step(&ids[at..=at], &[0]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_is_forward() {
+    on_engines!(decoding);
+}
+
+#[test]
+fn wrong_operands_are_named() {
+    let config = small(true);
+    let parameters = noisy::<f32>(&config);
+    let model = MambaLm::new(config.clone(), Naive, Par::Seq).unwrap();
+    let mut memory = LmMemory::default();
+    let name = |error: Error| match error {
+        Error::Value { operand, .. } => operand,
+        other => panic!("{other}"),
+    };
+    assert_eq!(name(model.logits(&parameters, &[11], 1, &mut memory).unwrap_err()), "tokens");
+    assert_eq!(name(model.logits(&parameters, &[1, 2, 3], 2, &mut memory).unwrap_err()), "tokens");
+    assert_eq!(name(model.logits(&parameters, &[1], 0, &mut memory).unwrap_err()), "tokens");
+    assert_eq!(name(model.loss(&parameters, &[1], &[11], 1, None, &mut memory).unwrap_err()), "targets");
+    assert_eq!(name(model.loss(&parameters, &[1], &[1, 2], 1, None, &mut memory).unwrap_err()), "targets");
+    let mut state = ModelState::zeros(model.sizes(), 2);
+    assert_eq!(name(model.loss(&parameters, &[1], &[1], 1, Some(&mut state), &mut memory).unwrap_err()), "state");
+    let other = noisy::<f32>(&small(false));
+    assert_eq!(name(model.logits(&other, &[1], 1, &mut memory).unwrap_err()), "parameters");
+    assert_eq!(name(Decoder::new(&model, &parameters, &[&[1], &[]]).unwrap_err()), "prompts");
+    let mut decoder = Decoder::new(&model, &parameters, &[&[1], &[2]]).unwrap();
+    for (tokens, slots, operand) in
+        [(&[11][..], &[0][..], "tokens"), (&[1], &[], "slots"), (&[1, 1], &[0, 0], "slots"), (&[1], &[2], "slots"), (&[1], &[-1], "slots")]
+    {
+        assert_eq!(name(decoder.step(tokens, slots).unwrap_err()), operand);
+    }
+    assert!(model.logits(&parameters, &[], 0, &mut memory).unwrap().is_empty());
+    assert!(MambaLm::new(config, Naive, Par::Part { index: 0, count: 1, phase: 0 }).is_err());
+}
