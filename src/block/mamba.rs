@@ -21,7 +21,6 @@
 #![allow(non_snake_case)]
 
 use crate::element::{Element, Input, Weight};
-use crate::error::Error;
 use crate::layers::conv1d::ConvProblem;
 use crate::layers::linear::LinearProblem;
 use crate::ops::Rule;

@@ -3,6 +3,5 @@
 use super::Cpu;
 use crate::layers::host_layer;
 
-host_layer!(conv1d, Cpu, |engine| engine.par);
 host_layer!(norm, Cpu, |engine| engine.par);
 host_layer!(linear, Cpu, |engine| engine.par);

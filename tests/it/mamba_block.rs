@@ -6,11 +6,14 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use selective_scan::Error;
+use selective_scan::arch::Isa;
+use selective_scan::blelloch::Blelloch;
 use selective_scan::block::HostEngine;
 use selective_scan::block::mamba::{
     MAMBA_OPTIONS, MambaBlock, MambaBwd, MambaFwd, MambaGrads, MambaInputs, MambaParams, MambaSaved, MambaStep,
 };
 use selective_scan::buffer::Buffer;
+use selective_scan::cpu::Cpu;
 use selective_scan::element::{Input, Real};
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
@@ -21,6 +24,10 @@ use selective_scan::view::{View, ViewMut};
 macro_rules! on_engines {
     ($function:ident $(, $arg:expr)*) => {{
         $function(&Naive $(, $arg)*);
+        $function(&Blelloch::new() $(, $arg)*);
+        for isa in Isa::available() {
+            $function(&Cpu::new().with_isa(isa).unwrap() $(, $arg)*);
+        }
     }};
 }
 

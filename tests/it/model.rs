@@ -4,7 +4,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use selective_scan::Error;
+use selective_scan::arch::Isa;
+use selective_scan::blelloch::Blelloch;
 use selective_scan::block::HostEngine;
+use selective_scan::cpu::Cpu;
 use selective_scan::element::Real;
 use selective_scan::model::file::{self, Tensor};
 use selective_scan::model::{
@@ -17,6 +20,10 @@ use selective_scan::par::Par;
 macro_rules! on_engines {
     ($function:ident) => {{
         $function(Naive);
+        $function(Blelloch::new());
+        for isa in Isa::available() {
+            $function(Cpu::new().with_isa(isa).unwrap());
+        }
     }};
 }
 

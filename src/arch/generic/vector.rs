@@ -160,7 +160,7 @@ pub fn rows_mut<V: Vector>(_proof: V, numbers: &mut [V::Real], rows: usize) -> &
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), rows) }
 }
 
-/// Σ_k coefficients[k]·x^k.
+/// Σ_k c_k·x^k for coefficients c_0, c_1 ….
 #[inline(always)]
 pub fn horner<V: Vector, const N: usize>(coefficients: &[V::Real; N], x: V) -> V {
     let mut sum = x.splat(coefficients[N - 1]);
