@@ -226,7 +226,7 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
 
     /// The rows of one matrix, which is all that the tensor holds: its leading axes have one element each. None where rows are
     /// not contiguous. Bounds are checked once for all rows.
-    pub(crate) fn rows(&self) -> Option<impl Iterator<Item = &'a [T]> + use<'a, T, R>> {
+    pub(crate) fn matrix_rows(&self) -> Option<impl Iterator<Item = &'a [T]> + use<'a, T, R>> {
         let (count, n) = (self.dims[R - 2], self.dims[R - 1]);
         if self.dims.contains(&0) || (n > 1 && self.strides[R - 1] != 1) {
             return None;
@@ -357,15 +357,15 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         Some(unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), row.len()) })
     }
 
-    /// Calls `f` with the number of each row of one matrix and the row, as [`View::rows`]; false, and no call, where there are none.
+    /// Calls `f` with the number of each row of one matrix and the row, as [`View::matrix_rows`]; false, and no call, where there are none.
     pub(crate) fn for_each_row(&mut self, mut f: impl FnMut(usize, &mut [T])) -> bool {
-        if self.as_view().rows().is_none() {
+        if self.as_view().matrix_rows().is_none() {
             return false;
         }
         let (n, stride) = (self.dims[R - 1], self.strides[R - 2]);
         for r in 0..self.dims[R - 2] {
             let at = self.offset as isize + r as isize * stride;
-            // SAFETY: `rows` checked the bounds; the elements are this view's own, borrowed exclusively through `&mut self`,
+            // SAFETY: `matrix_rows` checked the bounds; the elements are this view's own, borrowed exclusively through `&mut self`,
             // and each row is let go before the next is made.
             f(r, unsafe { core::slice::from_raw_parts_mut(self.ptr.offset(at), n) });
         }

@@ -149,7 +149,7 @@ impl<E: Element, R: Real> Source<R> for View<'_, E, 4> {
         let Region { outer: [o, p], rows, cols } = region;
         let tile = self.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
         let [_, _, rows, cols] = tile.dims();
-        if let Some(rows) = tile.rows() {
+        if let Some(rows) = tile.matrix_rows() {
             match blocks.width {
                 16 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 16>(row, into, blocks, r)),
                 8 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 8>(row, into, blocks, r)),
@@ -158,7 +158,7 @@ impl<E: Element, R: Real> Source<R> for View<'_, E, 4> {
                     row.chunks(width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1));
                 }),
             }
-        } else if let Some(lines) = tile.permute([0, 1, 3, 2]).rows() {
+        } else if let Some(lines) = tile.permute([0, 1, 3, 2]).matrix_rows() {
             for (c, line) in lines.enumerate() {
                 load(line, into, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
             }
