@@ -224,6 +224,21 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         Some(unsafe { core::slice::from_raw_parts(self.ptr.add(at), n) })
     }
 
+    /// The rows of one matrix, which is all that the tensor holds: its leading axes have one element each. None where rows are
+    /// not contiguous. Bounds are checked once for all rows.
+    pub(crate) fn matrix_rows(&self) -> Option<impl Iterator<Item = &'a [T]> + use<'a, T, R>> {
+        let (count, n) = (self.dims[R - 2], self.dims[R - 1]);
+        if self.dims.contains(&0) || (n > 1 && self.strides[R - 1] != 1) {
+            return None;
+        }
+        assert!(self.dims[..R - 2].iter().all(|&d| d == 1));
+        check_bounds("rows", self.len, self.offset, self.dims, self.strides).expect("a checked view is read");
+        let (ptr, offset, stride) = (self.ptr, self.offset as isize, self.strides[R - 2]);
+        // SAFETY: every element of the tensor lies inside the buffer, as checked, so the n from the start of each row do; they
+        // are borrowed for 'a and not written meanwhile.
+        Some((0..count).map(move |r| unsafe { core::slice::from_raw_parts(ptr.offset(offset + r as isize * stride), n) }))
+    }
+
     /// The whole tensor as a slice where it is contiguous in row-major order.
     pub fn as_slice(&self) -> Option<&'a [T]> {
         let n = self.dims.iter().product::<usize>();
@@ -340,6 +355,21 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         let at = (row.as_ptr() as usize - self.ptr as usize) / size_of::<T>().max(1);
         // SAFETY: `row` checked the bounds; the elements are this view's own and borrowed exclusively through `&mut self`.
         Some(unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), row.len()) })
+    }
+
+    /// Calls `f` with the number of each row of one matrix and the row, as [`View::matrix_rows`]; false, and no call, where there are none.
+    pub(crate) fn for_each_row(&mut self, mut f: impl FnMut(usize, &mut [T])) -> bool {
+        if self.as_view().matrix_rows().is_none() {
+            return false;
+        }
+        let (n, stride) = (self.dims[R - 1], self.strides[R - 2]);
+        for r in 0..self.dims[R - 2] {
+            let at = self.offset as isize + r as isize * stride;
+            // SAFETY: `matrix_rows` checked the bounds; the elements are this view's own, borrowed exclusively through `&mut self`,
+            // and each row is let go before the next is made.
+            f(r, unsafe { core::slice::from_raw_parts_mut(self.ptr.offset(at), n) });
+        }
+        true
     }
 
     /// The whole tensor as a slice where it is contiguous in row-major order.

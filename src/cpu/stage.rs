@@ -148,22 +148,19 @@ impl<E: Element, R: Real> Source<R> for View<'_, E, 4> {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>) {
         let Region { outer: [o, p], rows, cols } = region;
         let tile = self.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
-        let ([_, _, rows, cols], [_, _, by_row, by_col]) = (tile.dims(), tile.strides());
-        if by_col == 1 || cols == 1 {
-            for r in 0..rows {
-                let row = tile.row([0, 0, r, 0]).unwrap_or(&[]);
-                match blocks.width {
-                    16 => load_blocks::<E, R, 16>(row, into, blocks, r),
-                    8 => load_blocks::<E, R, 8>(row, into, blocks, r),
-                    4 => load_blocks::<E, R, 4>(row, into, blocks, r),
-                    width => row.chunks(width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1)),
-                }
+        let [_, _, rows, cols] = tile.dims();
+        if let Some(rows) = tile.matrix_rows() {
+            match blocks.width {
+                16 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 16>(row, into, blocks, r)),
+                8 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 8>(row, into, blocks, r)),
+                4 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 4>(row, into, blocks, r)),
+                width => rows.enumerate().for_each(|(r, row)| {
+                    row.chunks(width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1));
+                }),
             }
-        } else if by_row == 1 || rows == 1 {
-            let turned = tile.permute([0, 1, 3, 2]);
-            for c in 0..cols {
-                let col = turned.row([0, 0, c, 0]).unwrap_or(&[]);
-                load(col, into, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
+        } else if let Some(lines) = tile.permute([0, 1, 3, 2]).matrix_rows() {
+            for (c, line) in lines.enumerate() {
+                load(line, into, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
             }
         } else {
             for r in 0..rows {
@@ -178,30 +175,24 @@ impl<E: Element, R: Real> Sink<R> for ViewMut<'_, E, 4> {
     fn put(&mut self, region: Region, blocks: Blocks, from: &Planes<'_, R>) {
         let Region { outer: [o, p], rows, cols } = region;
         let mut tile = self.reborrow().slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
-        let ([_, _, rows, cols], [_, _, by_row, by_col]) = (tile.dims(), tile.strides());
-        if by_col == 1 || cols == 1 {
-            for r in 0..rows {
-                let row = tile.row_mut([0, 0, r, 0]).unwrap_or(&mut []);
-                match blocks.width {
-                    16 => save_blocks::<E, R, 16>(row, from, blocks, r),
-                    8 => save_blocks::<E, R, 8>(row, from, blocks, r),
-                    4 => save_blocks::<E, R, 4>(row, from, blocks, r),
-                    width => row.chunks_mut(width).enumerate().for_each(|(k, part)| save(part, from, blocks.at(k, r), 1)),
-                }
-            }
-        } else if by_row == 1 || rows == 1 {
-            let mut turned = tile.permute([0, 1, 3, 2]);
+        let [_, _, rows, cols] = tile.dims();
+        let whole = match blocks.width {
+            16 => tile.for_each_row(|r, row| save_blocks::<E, R, 16>(row, from, blocks, r)),
+            8 => tile.for_each_row(|r, row| save_blocks::<E, R, 8>(row, from, blocks, r)),
+            4 => tile.for_each_row(|r, row| save_blocks::<E, R, 4>(row, from, blocks, r)),
+            width => tile.for_each_row(|r, row| {
+                row.chunks_mut(width).enumerate().for_each(|(k, part)| save(part, from, blocks.at(k, r), 1));
+            }),
+        };
+        let line = |c: usize, line: &mut [E]| save(line, from, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
+        if whole || tile.reborrow().permute([0, 1, 3, 2]).for_each_row(line) {
+            return;
+        }
+        for r in 0..rows {
             for c in 0..cols {
-                let col = turned.row_mut([0, 0, c, 0]).unwrap_or(&mut []);
-                save(col, from, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
-            }
-        } else {
-            for r in 0..rows {
-                for c in 0..cols {
-                    let mut one = [E::default()];
-                    save(&mut one, from, blocks.at(c / blocks.width, r) + c % blocks.width, 1);
-                    tile.set([0, 0, r, c], one[0]);
-                }
+                let mut one = [E::default()];
+                save(&mut one, from, blocks.at(c / blocks.width, r) + c % blocks.width, 1);
+                tile.set([0, 0, r, c], one[0]);
             }
         }
     }
