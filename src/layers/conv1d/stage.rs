@@ -91,7 +91,7 @@ impl<'s, A: Real> Filter<'s, A> {
         sums.copy_from_slice(self.bias);
         for (tap, row) in self.taps.chunks_exact(self.lanes).zip(rows.chunks_exact(self.lanes)) {
             for ((sum, w), x) in sums.iter_mut().zip(tap).zip(row) {
-                *sum = *sum + *w * *x;
+                *sum += *w * *x;
             }
         }
     }
