@@ -10,7 +10,7 @@ use super::{ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::buffer::Workspace;
 use crate::element::Input;
 use crate::error::Error;
-use crate::layers::rows::{clear_row, load_row, store_row};
+use crate::layers::rows::{clear_row, store_row};
 use crate::par::Par;
 use crate::sequences::Sequences;
 use crate::view::{Cut, ViewMut};
