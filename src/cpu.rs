@@ -16,6 +16,7 @@ use crate::scan::{Scan, ScanBwd, ScanFwd, ScanProblem, host};
 use crate::selective::{Carry, SelectiveBwd, SelectiveFwd, SelectiveProblem, SelectiveScan, SelectiveStep};
 use crate::view::Host;
 
+mod causal_conv1d;
 mod grid;
 mod inputs;
 mod layers;

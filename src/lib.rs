@@ -1,4 +1,30 @@
-//! The selective scan of Mamba-family state space models.
+//! The selective scan of Mamba-family state space models: forward, backward and step, on CPUs.
+//!
+//! ```text
+//! Δ'_t = softplus(Δ_t + Δ_bias)
+//! h_t[d,n] = exp(Δ'_t[d] A[d,n]) h_{t−1}[d,n] + Δ'_t[d] B_t[n] u_t[d]
+//! out_t[d] = (Σ_n C_t[n] h_t[d,n] + D[d] u_t[d]) · silu(z_t[d])
+//! ```
+//!
+//! (Mamba, arXiv 2312.00752, section 3.) Everything is built in layers, each a trait that every engine implements:
+//!
+//! 1. [`scan::Scan`]: the affine recurrence h_t = a_t ⊙ h_{t−1} + b_t and its adjoint. [`blelloch::scan_with`] scans over any
+//!    associative operator ([`ops::Monoid`]).
+//! 2. [`selective::SelectiveScan`]: the formulas above, their gradients, and the decode step; packed sequences
+//!    ([`sequences::Sequences`]), real or complex A, three rules of discretisation ([`ops::Rule`]).
+//! 3. [`layers`]: causal depthwise convolution, RMSNorm with a residual stream, linear.
+//! 4. [`block`]: the whole Mamba block, forward and backward, prefill and step.
+//! 5. `model`, with the feature of that name: stacks of blocks in the published layout, training, generation.
+//!
+//! Engines are [`naive::Naive`] (the specification), [`blelloch::Blelloch`] (a tree over time) and [`cpu::Cpu`] (fused SIMD kernels of
+//! [`arch`], chosen at run time). [`plan`] says which one suits a problem and a machine.
+//!
+//! Operands are structs of borrowed [`view::View`]s: a slice, a shape, strides. The logical order is (B, L, D) everywhere, the
+//! memory order is the strides'. Scratch memory is a [`buffer::Workspace`] of the caller, sized by a query. [`par::Par`] says who runs
+//! the parts of an operation; it never changes a bit of the result. What a caller can get wrong is an [`Error`] that names the operand.
+//!
+//! Features, all on by default: `rayon` (threads), `gemm` (matrix products by the `gemm` crate instead of plain loops), `model`
+//! (models, files, training).
 
 pub mod arch;
 pub mod blelloch;
@@ -21,3 +47,8 @@ pub mod view;
 pub mod workspace;
 
 pub use error::Error;
+
+/// The README's code, compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -212,6 +212,7 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     }
 
     /// The elements along a contiguous last axis, from `index` with last coordinate 0. None where the axis is not contiguous.
+    #[inline]
     pub fn row(&self, index: [usize; R]) -> Option<&'a [T]> {
         let n = self.dims[R - 1];
         if n == 0 || (n > 1 && self.strides[R - 1] != 1) {
@@ -333,6 +334,7 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     }
 
     /// The elements along a contiguous last axis, as `View::row`.
+    #[inline]
     pub fn row_mut(&mut self, index: [usize; R]) -> Option<&mut [T]> {
         let row = self.as_view().row(index)?;
         let at = (row.as_ptr() as usize - self.ptr as usize) / size_of::<T>().max(1);

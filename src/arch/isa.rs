@@ -73,8 +73,12 @@ impl Isa {
 
     /// The best that this machine has and [`Isa::cap`] allows. A cap that is not a name allows everything.
     pub fn best() -> Isa {
-        let cap = Isa::cap().unwrap_or(Isa::Avx512);
-        Isa::available().filter(|&isa| isa <= cap).max().unwrap_or(Isa::Portable)
+        Isa::cap().unwrap_or(Isa::Avx512).or_weaker()
+    }
+
+    /// This one, or the best weaker one where this machine lacks it.
+    fn or_weaker(self) -> Isa {
+        Isa::available().filter(|&isa| isa <= self).max().unwrap_or(Isa::Portable)
     }
 }
 
@@ -193,6 +197,17 @@ mod tests {
             assert_eq!(Isa::parse(isa.name()), Some(isa));
         }
         assert_eq!(Isa::parse("sse9"), None);
+    }
+
+    #[test]
+    fn a_cap_allows_what_is_weaker() {
+        assert_eq!(Isa::Portable.or_weaker(), Isa::Portable);
+        for isa in Isa::available() {
+            assert_eq!(isa.or_weaker(), isa);
+        }
+        for isa in Isa::ALL {
+            assert!(isa.or_weaker() <= isa && isa.or_weaker().is_available());
+        }
     }
 
     #[test]

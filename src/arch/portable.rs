@@ -84,6 +84,10 @@ macro_rules! vector {
                 $v(mask.bitselect(yes.0, no.0))
             }
             #[inline(always)]
+            fn all(mask: $inner) -> bool {
+                mask.all()
+            }
+            #[inline(always)]
             fn mantissa_to_exponent(self) -> Self {
                 let bits: $bits = bytemuck::cast(self.0);
                 $v(bytemuck::cast(bits << $width))

@@ -9,7 +9,7 @@ use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
 use crate::error::Error;
 use crate::par::{LastOf, Par};
-use crate::scan::tile::{read, write};
+use crate::scan::tile::{load, read, store, write};
 use crate::scan::{Scan, ScanBwd, ScanFwd, ScanProblem, host};
 use crate::selective::{self, SelectiveBwd, SelectiveFwd, SelectiveProblem, SelectiveScan, SelectiveStep};
 use crate::view::{Cut, Host, View, ViewMut};
@@ -122,8 +122,8 @@ impl<E: Element> Source<'_, E> {
     fn gather<const N: usize>(&self, place: Place, block: &mut [Pairs<E::Arith, N>]) {
         let order = place.order(self.reverse);
         block.fill([[E::Arith::ZERO; N]; 2]);
-        read(place.of_view(self.a, self.reverse), |t, i, x| block[order(t)][0][i] = x.load());
-        read(place.of_view(self.b, self.reverse), |t, i, x| block[order(t)][1][i] = x.load());
+        read(place.of_view(self.a, self.reverse), |t, i, run| load(run, &mut block[order(t)][0][i..]));
+        read(place.of_view(self.b, self.reverse), |t, i, run| load(run, &mut block[order(t)][1][i..]));
         if place.start > 0 {
             return;
         }
@@ -194,7 +194,7 @@ fn fwd<E: Element, const N: usize>(par: Par, args: ScanFwd<'_, E>, problem: Scan
         down(carry.as_ref(), block);
         put_state(last.flatten(), |i| block[place.count - 1][1][i]);
         let (mut h, order) = (if reverse { h.flip(1) } else { h }, place.order(reverse));
-        write(&mut h, |t, i| E::store(block[order(t)][1][i]));
+        write(&mut h, |t, i, run| store(&block[order(t)][1][i..], run));
     })
 }
 

@@ -1,4 +1,4 @@
-//! Layer 3: the functions for host memory, on this engine's threads.
+//! Layer 3: the functions for host memory, run by the engine's own threads.
 
 use super::Blelloch;
 use crate::layers::host_layer;

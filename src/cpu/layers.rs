@@ -1,8 +1,7 @@
-//! Layer 3: the functions for host memory, on this engine's threads.
+//! Layer 3: the functions for host memory, run by the engine's own threads.
 
 use super::Cpu;
 use crate::layers::host_layer;
 
-host_layer!(conv1d, Cpu, |engine| engine.par);
 host_layer!(norm, Cpu, |engine| engine.par);
 host_layer!(linear, Cpu, |engine| engine.par);

@@ -4,7 +4,7 @@ use super::Cpu;
 use super::grid::{Grid, Shape, Task};
 use super::inputs::{SIZED, block, block_mut, clear, shared};
 use super::stage::{Blocks, Region, Sink, Source, row, row_mut, sequence, sequence_mut};
-use super::table::{FWD_BLOCKS, TASKS_A_THREAD, TILE};
+use super::table::{TILE, fwd_blocks};
 use crate::arch::{Kernels, Lanes, PlanesMut, ScanTile};
 use crate::buffer::Workspace;
 use crate::element::{Element, Weight};
@@ -29,7 +29,7 @@ impl Extent {
     fn new<R: Lanes>(cpu: &Cpu, problem: ScanProblem, complex: bool) -> Self {
         let lanes = cpu.kernels.lanes::<R>();
         let all = problem.dim.div_ceil(lanes).max(1);
-        let blocks = all.saturating_mul(problem.batch).div_ceil(cpu.par.workers() * TASKS_A_THREAD).clamp(1, FWD_BLOCKS).min(all);
+        let blocks = fwd_blocks::<R>(all.saturating_mul(problem.batch), lanes, cpu.par.workers()).min(all);
         let stride = lanes.next_multiple_of(ALIGN / size_of::<R>());
         Extent { kernels: cpu.kernels, lanes, blocks, complex, stride, seqlen: problem.seqlen }
     }

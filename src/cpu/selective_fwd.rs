@@ -3,7 +3,7 @@
 use super::grid::{Grid, Shape, Task};
 use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block_mut, clear, shared};
 use super::stage::{Blocks, Region, Sink, runs, sequence_mut, state_mut};
-use super::table::{FWD_BLOCKS, TASKS_A_THREAD, TILE};
+use super::table::{TILE, fwd_blocks};
 use super::{Cpu, wide};
 use crate::arch::{self, Lanes, Planes, PlanesMut, fwd_scratch};
 use crate::buffer::Workspace;
@@ -13,12 +13,6 @@ use crate::selective::{SelectiveFwd, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::workspace::{ALIGN, bytes_of};
 
-/// Blocks a task: enough tasks for the threads, and few where they are not needed.
-fn blocks(cpu: &Cpu, problem: &SelectiveProblem, lanes: usize) -> usize {
-    let all = problem.dim.div_ceil(lanes).saturating_mul(problem.states.max(1));
-    all.div_ceil(cpu.par.workers() * TASKS_A_THREAD).clamp(1, FWD_BLOCKS).min(problem.dim.div_ceil(lanes))
-}
-
 pub(super) fn shape(problem: &SelectiveProblem, width: usize) -> Shape {
     let groups = [problem.groups_b.unwrap_or(1), problem.groups_c.unwrap_or(1)];
     Shape { dim: problem.dim, states: problem.states, groups, width }
@@ -26,7 +20,8 @@ pub(super) fn shape(problem: &SelectiveProblem, width: usize) -> Shape {
 
 fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent, Shape) {
     let lanes = cpu.kernels.lanes::<R>();
-    let blocks = blocks(cpu, problem, lanes);
+    let a_row = problem.dim.div_ceil(lanes);
+    let blocks = fwd_blocks::<R>(a_row.saturating_mul(problem.states.max(1)), lanes, cpu.par.workers()).min(a_row);
     (Extent::new::<R, W>(cpu.kernels, problem, blocks), shape(problem, blocks * lanes))
 }
 

@@ -90,6 +90,30 @@ fn load<E: Element, R: Real>(row: &[E], into: &mut PlanesMut<'_, R>, at: usize, 
     }
 }
 
+/// One row of numbers to the rows of blocks side by side. Whole blocks are copied by a known width, which is what makes it fast.
+#[inline(always)]
+fn load_blocks<E: Element, R: Real, const W: usize>(row: &[E], into: &mut PlanesMut<'_, R>, blocks: Blocks, r: usize) {
+    let (whole, rest) = row.as_chunks::<W>();
+    for (k, part) in whole.iter().enumerate() {
+        load(part, into, blocks.at(k, r), 1);
+    }
+    if !rest.is_empty() {
+        load(rest, into, blocks.at(whole.len(), r), 1);
+    }
+}
+
+/// As [`load_blocks`], the other way.
+#[inline(always)]
+fn save_blocks<E: Element, R: Real, const W: usize>(row: &mut [E], from: &Planes<'_, R>, blocks: Blocks, r: usize) {
+    let (whole, rest) = row.as_chunks_mut::<W>();
+    for (k, part) in whole.iter_mut().enumerate() {
+        save(part, from, blocks.at(k, r), 1);
+    }
+    if !rest.is_empty() {
+        save(rest, from, blocks.at(whole.len(), r), 1);
+    }
+}
+
 /// One row of a tile, `step` numbers apart, to a row of numbers.
 #[inline(always)]
 fn save<E: Element, R: Real>(row: &mut [E], from: &Planes<'_, R>, at: usize, step: usize) {
@@ -98,7 +122,8 @@ fn save<E: Element, R: Real>(row: &mut [E], from: &Planes<'_, R>, at: usize, ste
         let (re, im) = (from.re[at..].iter().step_by(step), im[at..].iter().step_by(step));
         row.iter_mut().zip(re.zip(im)).for_each(|(x, (re, im))| *x = whole(*re, *im));
     } else if step == 1 {
-        row.iter_mut().zip(&from.re[at..]).for_each(|(x, re)| *x = whole(*re, R::ZERO));
+        let from = &from.re[at..at + row.len()];
+        row.iter_mut().zip(from).for_each(|(x, re)| *x = whole(*re, R::ZERO));
     } else {
         row.iter_mut().zip(from.re[at..].iter().step_by(step)).for_each(|(x, re)| *x = whole(*re, R::ZERO));
     }
@@ -127,7 +152,12 @@ impl<E: Element, R: Real> Source<R> for View<'_, E, 4> {
         if by_col == 1 || cols == 1 {
             for r in 0..rows {
                 let row = tile.row([0, 0, r, 0]).unwrap_or(&[]);
-                row.chunks(blocks.width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1));
+                match blocks.width {
+                    16 => load_blocks::<E, R, 16>(row, into, blocks, r),
+                    8 => load_blocks::<E, R, 8>(row, into, blocks, r),
+                    4 => load_blocks::<E, R, 4>(row, into, blocks, r),
+                    width => row.chunks(width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1)),
+                }
             }
         } else if by_row == 1 || rows == 1 {
             let turned = tile.permute([0, 1, 3, 2]);
@@ -152,7 +182,12 @@ impl<E: Element, R: Real> Sink<R> for ViewMut<'_, E, 4> {
         if by_col == 1 || cols == 1 {
             for r in 0..rows {
                 let row = tile.row_mut([0, 0, r, 0]).unwrap_or(&mut []);
-                row.chunks_mut(blocks.width).enumerate().for_each(|(k, part)| save(part, from, blocks.at(k, r), 1));
+                match blocks.width {
+                    16 => save_blocks::<E, R, 16>(row, from, blocks, r),
+                    8 => save_blocks::<E, R, 8>(row, from, blocks, r),
+                    4 => save_blocks::<E, R, 4>(row, from, blocks, r),
+                    width => row.chunks_mut(width).enumerate().for_each(|(k, part)| save(part, from, blocks.at(k, r), 1)),
+                }
             }
         } else if by_row == 1 || rows == 1 {
             let mut turned = tile.permute([0, 1, 3, 2]);

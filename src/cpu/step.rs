@@ -4,7 +4,7 @@ use super::Cpu;
 use super::grid::{Grid, Shape};
 use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block_mut, shared};
 use super::stage::{Region, Sink, Tensor, row_mut, state_mut};
-use super::table::{FWD_BLOCKS, TASKS_A_THREAD, TILE};
+use super::table::{TILE, fwd_blocks};
 use crate::arch::{self, Lanes, Planes, fwd_scratch};
 use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
@@ -15,8 +15,7 @@ use crate::workspace::{ALIGN, bytes_of};
 
 fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent, Shape) {
     let lanes = cpu.kernels.lanes::<R>();
-    let all = problem.dim.div_ceil(lanes);
-    let blocks = all.div_ceil(cpu.par.workers() * TASKS_A_THREAD).clamp(1, FWD_BLOCKS);
+    let blocks = fwd_blocks::<R>(problem.dim.div_ceil(lanes), lanes, cpu.par.workers());
     let groups = [problem.groups_b.unwrap_or(1), problem.groups_c.unwrap_or(1)];
     let shape = Shape { dim: problem.dim, states: 1, groups, width: blocks * lanes };
     (Extent::new::<R, W>(cpu.kernels, problem, blocks), shape)

@@ -1,6 +1,6 @@
 //! The adjoint for host memory, in terms of an engine's forward scan.
 
-use super::tile::{read, write};
+use super::tile::{load, read, write};
 use super::{Scan, ScanBwd, ScanFwd, ScanProblem};
 use crate::buffer::Workspace;
 use crate::element::{Element, Weight};
@@ -92,14 +92,17 @@ fn task<E: Element>(
     let mut h = ws.tensor::<E::Arith, 3>(dims)?;
     let mut lambda = ws.tensor::<E::Arith, 3>(dims)?;
     a.fill(E::Arith::ZERO);
-    read(source.a, |t, c, x| a.set([0, t, c], x.load()));
-    read(source.b, |t, c, x| b.set([0, t, c], x.load()));
+    read(source.a, |t, c, run| load(run, &mut a.row_mut([0, t, 0]).expect("contiguous")[c..]));
+    read(source.b, |t, c, run| load(run, &mut b.row_mut([0, t, 0]).expect("contiguous")[c..]));
     let all = a.as_view();
     let forward = ScanFwd { a: all.slice(1, 0..seqlen), b: b.as_view(), initial_state, h: h.reborrow(), last_state: None, reverse: false };
     engine.scan_fwd(forward, ws)?;
 
     // conj(λ) follows a itself: no conjugate of a is needed.
-    read(source.grad_h, |t, c, x| b.set([0, t, c], x.load().conj()));
+    read(source.grad_h, |t, c, run| {
+        let to = b.row_mut([0, t, 0]).expect("contiguous")[c..].iter_mut();
+        to.zip(run).for_each(|(to, g)| *to = g.load().conj());
+    });
     if let (Some(g), Some(last)) = (grad_last_state, seqlen.checked_sub(1)) {
         (0..dim).for_each(|c| b.set([0, last, c], b.get([0, last, c]) + g.get([0, c]).conj()));
     }
@@ -107,12 +110,20 @@ fn task<E: Element>(
     let reverse = ScanFwd { a: shifted, b: b.as_view(), initial_state: None, h: lambda.reborrow(), last_state: None, reverse: true };
     engine.scan_fwd(reverse, ws)?;
 
+    let (h, lambda) = (h.as_view(), lambda.as_view());
     if let Some(mut out) = grad_b {
-        write(&mut out, |t, c| E::store(lambda.get([0, t, c]).conj()));
+        write(&mut out, |t, c, run| {
+            let lambda = lambda.row([0, t, 0]).expect("contiguous")[c..].iter();
+            run.iter_mut().zip(lambda).for_each(|(x, l)| *x = E::store(l.conj()));
+        });
     }
     if let Some(mut out) = grad_a {
         let before = |t: usize, c: usize| if t == 0 { initial_state.map(|v| v.get([0, c])) } else { Some(h.get([0, t - 1, c])) };
-        write(&mut out, |t, c| E::store(before(t, c).map_or(E::Arith::ZERO, |h| (lambda.get([0, t, c]) * h).conj())));
+        write(&mut out, |t, c, run| {
+            for (c, x) in (c..).zip(run) {
+                *x = E::store(before(t, c).map_or(E::Arith::ZERO, |h| (lambda.get([0, t, c]) * h).conj()));
+            }
+        });
     }
     if let Some(mut out) = grad_initial_state {
         let empty = |c: usize| grad_last_state.map_or(E::Arith::ZERO, |g| g.get([0, c]));

@@ -178,3 +178,64 @@ fn every_type_and_length_agrees_with_the_loop() {
         }
     }
 }
+
+/// A (B, D, L) buffer seen as (B, L, D), and one with gaps, give the bits of a contiguous one.
+#[test]
+fn any_strides_give_the_same_bits() {
+    for (seqlen, dim) in [(700, 5), (3, 40), (300, 1)] {
+        let case = Case::<f32>::new([2, seqlen, dim]);
+        let problem = ScanProblem { batch: 2, seqlen, dim };
+        let mut buffer = Buffer::new();
+        for reverse in [false, true] {
+            let want = case.run(Blelloch::new(), false, reverse).h;
+            let layouts = [[seqlen * dim, 1, seqlen], [seqlen * dim * 6, dim * 3, 2]].map(|s| s.map(|s| s as isize));
+            for strides in layouts {
+                let place = |i: usize| {
+                    let (r, t, d) = (i / (seqlen * dim), i / dim % seqlen, i % dim);
+                    r * strides[0] as usize + t * strides[1] as usize + d * strides[2] as usize
+                };
+                let spread = |v: &[f32]| {
+                    let mut out = vec![f32::NAN; 12 * seqlen * dim];
+                    v.iter().enumerate().for_each(|(i, &x)| out[place(i)] = x);
+                    out
+                };
+                let (a, b, mut h) = (spread(&case.a), spread(&case.b), vec![7.0; 12 * seqlen * dim]);
+                let args = ScanFwd {
+                    a: View::strided(&a, 0, case.dims, strides),
+                    b: View::strided(&b, 0, case.dims, strides),
+                    initial_state: None,
+                    h: ViewMut::strided(&mut h, 0, case.dims, strides),
+                    last_state: None,
+                    reverse,
+                };
+                let engine = Blelloch::new();
+                engine.scan_fwd(args, &mut buffer.workspace(engine.scan_fwd_workspace::<f32>(problem))).unwrap();
+                (0..want.len()).for_each(|i| assert_eq!(h[place(i)], want[i], "{strides:?}, element {i}"));
+                assert_eq!(h.iter().filter(|&&x| x == 7.0).count(), h.len() - want.len(), "{strides:?}: gaps are left alone");
+            }
+        }
+    }
+}
+
+/// NaN and infinity spoil every later h of their channel and nothing else; without an initial state the first a is not read.
+#[test]
+fn non_finite_values_are_not_swallowed() {
+    let [batch, seqlen, dim] = [1, 600, 3];
+    for (bad, at) in [(f64::NAN, 0), (f64::INFINITY, 0), (f64::NEG_INFINITY, 300), (f64::NAN, 599), (f64::INFINITY, 255), (f64::NAN, 256)] {
+        for in_a in [false, true] {
+            let mut case = Case::<f64>::new([batch, seqlen, dim]);
+            // A reset later on multiplies by zero, which lets no NaN or infinity go.
+            case.a[400 * dim + 1] = 0.0;
+            if in_a {
+                case.a[at * dim + 1] = bad
+            } else {
+                case.b[at * dim + 1] = bad
+            }
+            let h = case.run(Blelloch::new(), false, false).h;
+            for (i, x) in h.iter().enumerate() {
+                let spoilt = i % dim == 1 && i / dim >= at && !(in_a && at == 0);
+                assert_eq!(x.is_finite(), !spoilt, "{bad} at {at} in a {in_a}: h[{i}] is {x}");
+            }
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! The causal convolution against plain loops and central differences in f64, and the identities it must keep.
 
 use half::{bf16, f16};
+use selective_scan::arch::Isa;
+use selective_scan::cpu::Cpu;
 use selective_scan::element::{Input, Real};
 use selective_scan::error::Error;
 use selective_scan::layers::conv1d::{
@@ -8,6 +10,7 @@ use selective_scan::layers::conv1d::{
     causal_conv1d_fwd, causal_conv1d_fwd_workspace, causal_conv1d_update, causal_conv1d_update_workspace,
 };
 use selective_scan::naive::Naive;
+use selective_scan::par::Par;
 use selective_scan::sequences::Sequences;
 use selective_scan::view::{View, ViewMut};
 
@@ -137,19 +140,45 @@ fn nan<I: Input>() -> I {
     I::store(I::Accum::from_f64(f64::NAN))
 }
 
-/// out and the final window.
+/// Who computes the outputs.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Host,
+    Simd(Isa),
+}
+
+/// The functions for host memory, and the SIMD kernels of this machine.
+fn all_by() -> Vec<By> {
+    let simd = Isa::ALL.into_iter().filter(|isa| Cpu::new().with_isa(*isa).is_ok()).map(By::Simd);
+    [By::Host].into_iter().chain(simd).collect()
+}
+
+fn cpu(isa: Isa, par: Par) -> Cpu {
+    Cpu::new().with_isa(isa).unwrap().with_par(par)
+}
+
+/// out and the final window by the functions for host memory.
 fn forward<I: Input>(d: &Data, layout: Layout, threads: Threads) -> (Vec<I>, Vec<I>) {
+    forward_by(By::Host, d, layout, threads)
+}
+
+/// out and the final window.
+fn forward_by<I: Input>(by: By, d: &Data, layout: Layout, threads: Threads) -> (Vec<I>, Vec<I>) {
     let t = Tensors::<I>::new(d, layout);
     let mut out = Tensor::filled([d.case.batch, d.case.seqlen, d.case.dim], layout, nan::<I>());
     let mut last = Tensor::filled(t.window_dims(), layout, nan::<I>());
-    threads.run(
-        1,
-        |par| causal_conv1d_fwd_workspace::<I>(&t.problem(), par),
-        |par, ws| {
-            let args = ConvFwd { inputs: t.inputs(), out: out.view_mut(), final_window: Some(last.view_mut()) };
-            causal_conv1d_fwd(args, par, ws).unwrap();
-        },
-    );
+    let query = |par| match by {
+        By::Host => causal_conv1d_fwd_workspace::<I>(&t.problem(), par),
+        By::Simd(isa) => cpu(isa, par).causal_conv1d_fwd_workspace::<I>(&t.problem()),
+    };
+    threads.run(1, query, |par, ws| {
+        let args = ConvFwd { inputs: t.inputs(), out: out.view_mut(), final_window: Some(last.view_mut()) };
+        match by {
+            By::Host => causal_conv1d_fwd(args, par, ws),
+            By::Simd(isa) => cpu(isa, par).causal_conv1d_fwd(args, ws),
+        }
+        .unwrap();
+    });
     (out.values(), last.values())
 }
 
@@ -243,11 +272,11 @@ fn reference(d: &Data) -> (Vec<f64>, Vec<f64>) {
 fn forward_is_close<I: Input>(bound: f64) {
     for d in cases().into_iter().map(Case::data) {
         let (out, last) = reference(&d);
-        for layout in LAYOUTS {
-            let got = forward::<I>(&d, layout, Threads::One);
+        for (by, layout) in all_by().into_iter().flat_map(|by| LAYOUTS.map(|l| (by, l))) {
+            let got = forward_by::<I>(by, &d, layout, Threads::One);
             let worst = error(&wide(&got.0), &out);
-            assert!(worst <= bound, "{:?}, {layout:?}: {worst:e}", d.case);
-            assert_eq!(wide(&got.1), last, "{:?}, {layout:?}", d.case);
+            assert!(worst <= bound, "{by:?} on {:?}, {layout:?}: {worst:e}", d.case);
+            assert_eq!(wide(&got.1), last, "{by:?} on {:?}, {layout:?}", d.case);
         }
     }
 }
@@ -262,9 +291,12 @@ fn forward_is_the_definition() {
 fn sixteen_bits_are_rounded_once() {
     fn rounded<I: Input>() {
         for d in cases().into_iter().map(Case::data) {
-            let (got, exact) = (forward::<I>(&d, Layout::Dense, Threads::One), reference(&d));
-            assert_rounded::<I>("out", &wide(&got.0), &exact.0);
-            assert_eq!(wide(&got.1), exact.1);
+            let exact = reference(&d);
+            for by in all_by() {
+                let got = forward_by::<I>(by, &d, Layout::Dense, Threads::One);
+                assert_rounded::<I>("out", &wide(&got.0), &exact.0);
+                assert_eq!(wide(&got.1), exact.1);
+            }
             let (got, exact) = (backward::<I>(&d, Layout::Dense, Threads::One), backward::<f64>(&d, Layout::Dense, Threads::One));
             assert_rounded::<I>("grads.x", &wide(&got.x), &exact.x);
             assert_rounded::<I>("grads.initial_window", &wide(&got.window), &exact.window);
@@ -341,14 +373,16 @@ fn backward_is_the_adjoint_of_forward() {
 #[test]
 fn bits_depend_on_neither_layout_nor_threads() {
     for d in cases().into_iter().filter(|c| c.seqlen >= 3).map(Case::data) {
-        let (out, last) = forward::<f32>(&d, Layout::Dense, Threads::One);
+        let whole = all_by().into_iter().map(|by| (by, forward_by::<f32>(by, &d, Layout::Dense, Threads::One))).collect::<Vec<_>>();
         let grads = backward::<f32>(&d, Layout::Dense, Threads::One);
         let ways = LAYOUTS.map(|l| (l, Threads::One)).into_iter().chain(THREADS.map(|t| (Layout::Dense, t)));
         for (layout, threads) in ways {
             let what = format!("{:?}, {layout:?}, {threads:?}", d.case);
-            let got = forward::<f32>(&d, layout, threads);
-            assert_bits(&what, &got.0, &out);
-            assert_bits(&what, &got.1, &last);
+            for (by, (out, last)) in &whole {
+                let got = forward_by::<f32>(*by, &d, layout, threads);
+                assert_bits(&what, &got.0, out);
+                assert_bits(&what, &got.1, last);
+            }
             let got = backward::<f32>(&d, layout, threads);
             assert_bits(&what, &got.x, &grads.x);
             assert_bits(&what, &got.weight, &grads.weight);
@@ -384,7 +418,7 @@ fn cut(d: &Data, row: usize, positions: &[usize], state: Option<usize>) -> Data 
 #[test]
 fn packed_is_apart() {
     for d in cases().into_iter().filter(|c| !matches!(c.packing, Packing::Rows)).map(Case::data) {
-        let (out, last) = forward::<f32>(&d, Layout::Dense, Threads::Rayon(2));
+        let whole = all_by().into_iter().map(|by| (by, forward_by::<f32>(by, &d, Layout::Dense, Threads::Rayon(2)))).collect::<Vec<_>>();
         let grads = backward::<f32>(&d, Layout::Dense, Threads::Rayon(2));
         let size = (d.case.width - 1) * d.case.dim;
         for (state, span) in spans(&d.case).into_iter().enumerate() {
@@ -397,18 +431,20 @@ fn packed_is_apart() {
                 if !is_last {
                     part.grad_final.fill(0.0);
                 }
-                let (alone, window) = forward::<f32>(&part, Layout::Dense, Threads::One);
                 let pick = |v: &[f32]| {
                     let at = |t: &usize| v[(row * d.case.seqlen + t) * d.case.dim..][..d.case.dim].to_vec();
                     positions.iter().flat_map(at).collect::<Vec<_>>()
                 };
                 let what = format!("{:?}, state {state}, sequence {i}", d.case);
-                assert_bits(&what, &pick(&out), &alone);
+                for (by, (out, last)) in &whole {
+                    let (alone, window) = forward_by::<f32>(*by, &part, Layout::Dense, Threads::One);
+                    assert_bits(&what, &pick(out), &alone);
+                    if is_last {
+                        assert_bits(&what, &last[state * size..][..size], &window);
+                    }
+                }
                 let alone = backward::<f32>(&part, Layout::Dense, Threads::One);
                 assert_bits(&what, &pick(&grads.x), &alone.x);
-                if is_last {
-                    assert_bits(&what, &last[state * size..][..size], &window);
-                }
                 if part.case.window {
                     assert_bits(&what, &grads.window[state * size..][..size], &alone.window);
                 }
@@ -487,10 +523,11 @@ fn split_anywhere_is_whole() {
 /// Steps through slots, in every layout, and the forward call.
 #[test]
 fn steps_are_forward() {
-    for (case, layout) in cases().into_iter().filter(|c| matches!(c.packing, Packing::Rows)).zip(LAYOUTS.iter().cycle()) {
+    let rows = cases().into_iter().filter(|c| matches!(c.packing, Packing::Rows)).zip(LAYOUTS.iter().cycle());
+    for ((case, layout), by) in rows.flat_map(|row| all_by().into_iter().map(move |by| (row.clone(), by))) {
         let d = case.data();
         let Case { batch, seqlen, dim, width, silu, window, .. } = d.case;
-        let (out, last) = forward::<f32>(&d, Layout::Dense, Threads::One);
+        let (out, last) = forward_by::<f32>(by, &d, Layout::Dense, Threads::One);
         let t = Tensors::<f32>::new(&d, *layout);
         // Row 0 lives in slot 2, row 1 in slot 0; slot 1 belongs to nobody.
         let size = (width - 1) * dim;
@@ -503,22 +540,79 @@ fn steps_are_forward() {
             let row = |b: usize| stored::<f32>(&d.x[(b * seqlen + at) * dim..][..dim]);
             let x = Tensor::new([3, dim], *layout, &[row(0), vec![f32::NAN; dim], row(1)].concat());
             let mut got = Tensor::filled([3, dim], *layout, 7.0f32);
-            Threads::Rayon(2).run(
-                1,
-                |par| causal_conv1d_update_workspace::<f32>(&problem, par),
-                |par, ws| {
-                    let slots = Some(View::new(&slots, [3]));
-                    let (weight, bias) = (t.weight.view(), t.bias.as_ref().map(Tensor::view));
-                    let step = ConvStep { x: x.view(), weight, bias, window: windows.view_mut(), slots, out: got.view_mut(), silu };
-                    causal_conv1d_update(step, par, ws).unwrap();
-                },
-            );
+            let query = |par| match by {
+                By::Host => causal_conv1d_update_workspace::<f32>(&problem, par),
+                By::Simd(isa) => cpu(isa, par).causal_conv1d_update_workspace::<f32>(&problem),
+            };
+            Threads::Rayon(2).run(1, query, |par, ws| {
+                let slots = Some(View::new(&slots, [3]));
+                let (weight, bias) = (t.weight.view(), t.bias.as_ref().map(Tensor::view));
+                let step = ConvStep { x: x.view(), weight, bias, window: windows.view_mut(), slots, out: got.view_mut(), silu };
+                match by {
+                    By::Host => causal_conv1d_update(step, par, ws),
+                    By::Simd(isa) => cpu(isa, par).causal_conv1d_update(step, ws),
+                }
+                .unwrap();
+            });
             let want = |b: usize| out[(b * seqlen + at) * dim..][..dim].to_vec();
             assert_bits(&format!("{:?} at {at}", d.case), &got.values(), &[want(0), vec![7.0; dim], want(1)].concat());
         }
         assert_eq!(batch, 2);
         assert_bits(&format!("{:?}", d.case), &windows.values(), &[&last[size..], &other, &last[..size]].concat());
     }
+}
+
+/// The reference cases: outputs and gradients made elsewhere, in f64.
+#[test]
+fn reference_cases_are_met() {
+    let mut met = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.file_name().unwrap().to_string_lossy().starts_with("conv1d-") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let options: serde_json::Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["options"]).unwrap();
+        let tensor = |name: &str| file.tensor(name).map(|t| bytemuck::pod_collect_to_vec::<u8, f64>(t.data())).unwrap_or_default();
+        let (x, weight) = (file.tensor("x").unwrap(), file.tensor("weight").unwrap());
+        let offsets = options.get("cu_seqlens").map(|v| serde_json::from_value(v.clone()).unwrap());
+        let case = Case {
+            batch: x.shape()[0],
+            seqlen: x.shape()[1],
+            dim: x.shape()[2],
+            width: weight.shape()[1],
+            silu: options["silu"].as_bool().unwrap(),
+            bias: file.tensor("bias").is_ok(),
+            window: file.tensor("window").is_ok(),
+            packing: offsets.map_or(Packing::Rows, Packing::Offsets),
+        };
+        let d = Data {
+            case,
+            x: tensor("x"),
+            weight: tensor("weight"),
+            bias: tensor("bias"),
+            window: tensor("window"),
+            grad_out: tensor("grad_out"),
+            grad_final: tensor("grad_final_window"),
+        };
+        fn met_in<I: Input>(d: &Data, bound: f64, tensor: impl Fn(&str) -> Vec<f64>) {
+            let (out, last) = forward::<I>(d, Layout::Dense, Threads::One);
+            let grads = backward::<I>(d, Layout::Dense, Threads::One);
+            let (weight, bias) = (wide(&grads.weight), wide(&grads.bias));
+            let gradients =
+                [("grad.x", wide(&grads.x)), ("grad.weight", weight), ("grad.bias", bias), ("grad.window", wide(&grads.window))];
+            for (name, got) in [("out", wide(&out)), ("final_window", wide(&last))].into_iter().chain(gradients) {
+                let worst = error(&got, &tensor(name));
+                assert!(worst <= bound, "{name} of {:?}: {worst:e}", d.case);
+            }
+        }
+        met_in::<f64>(&d, 1e-13, tensor);
+        met_in::<f32>(&d, 2e-6, tensor);
+        met += 1;
+    }
+    assert!(met >= 5, "{met} cases");
 }
 
 /// The error of a forward call on f32 with these shapes.

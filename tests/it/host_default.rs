@@ -332,3 +332,49 @@ fn an_engine_with_layer_1_alone_is_complete() {
         close(&run::<f64, C64>(&Loop, &case), &run::<f64, C64>(&Naive, &case), 1e-13, &format!("{case:?}"));
     }
 }
+
+/// The part of `all` at `positions` of a (1, L, D) tensor.
+fn at(all: &[C64], dim: usize, positions: &[usize]) -> Vec<C64> {
+    positions.iter().flat_map(|&t| all[t * dim..(t + 1) * dim].to_vec()).collect()
+}
+
+/// A sequence has the same bits packed by offsets or by ids, and alone with padding around it.
+fn packed_like_alone<I: Input, W: Weight<Real = I::Accum>>(seqlens: &[usize], engine: &impl SelectiveScan<Memory = Host>) {
+    let (dim, dstate) = (5, 3);
+    let total: usize = seqlens.iter().sum();
+    let sum = |n: usize| seqlens[..n].iter().sum::<usize>();
+    let offsets: Vec<i64> = (0..=seqlens.len()).map(|i| sum(i) as i64).collect();
+    let case = |packing| Case {
+        dims: [1, total, dim],
+        dstate,
+        groups: [1, 1],
+        extras: true,
+        initial: false,
+        packing,
+        options: SelectiveOptions { delta_softplus: true, ..Default::default() },
+    };
+    let ids = seqlens.iter().enumerate().flat_map(|(i, &n)| vec![i as i32; n]).collect();
+    let packed = run::<I, W>(engine, &case(Packing::Offsets(offsets)));
+    let by_id = run::<I, W>(engine, &case(Packing::Ids(ids)));
+    for name in ["out", "grad z"] {
+        let find = |results: &Results| results.iter().find(|(n, _)| *n == name).unwrap().1.clone();
+        // The gradient of each sequence's last state is given with offsets only, so gradients that λ reaches are not compared here.
+        assert!(find(&packed) == find(&by_id), "{name}");
+    }
+    for (i, &n) in seqlens.iter().enumerate() {
+        // The others become padding, so the operands stand where they stood.
+        let alone = (0..total).map(|t| if (sum(i)..sum(i) + n).contains(&t) { 0 } else { -1 }).collect();
+        let positions: Vec<usize> = (sum(i)..sum(i) + n).collect();
+        let by_padding = run::<I, W>(engine, &case(Packing::Ids(alone)));
+        let (_, out) = &by_padding[0];
+        assert!(at(out, dim, &positions) == at(&packed[0].1, dim, &positions), "sequence {i} of {seqlens:?}");
+    }
+}
+
+#[test]
+fn packed_sequences_have_the_bits_of_lone_ones() {
+    for seqlens in [vec![300, 1, 257, 40], vec![1, 1, 600], vec![16, 0, 17]] {
+        packed_like_alone::<f32, f32>(&seqlens, &Blelloch::new());
+        packed_like_alone::<f64, C64>(&seqlens, &Loop);
+    }
+}

@@ -10,12 +10,18 @@ mod golden;
 mod harness;
 mod host_default;
 mod layering;
+mod lengths;
 mod linear;
 mod mamba_block;
 #[cfg(feature = "model")]
 mod model;
 mod monoid;
+mod nan_contract;
+mod problems;
 mod rms_norm;
+mod scan_properties;
+mod selective_properties;
 mod source;
 mod tensors;
+mod threads;
 mod tidy;

@@ -1,8 +1,11 @@
 //! The engines of this machine, in one table.
 
+use selective_scan::arch::Isa;
 use selective_scan::blelloch::Blelloch;
+use selective_scan::cpu::Cpu;
 use selective_scan::layers::conv1d::CausalConv1d;
 use selective_scan::naive::Naive;
+use selective_scan::par::Par;
 use selective_scan::scan::Scan;
 use selective_scan::selective::SelectiveScan;
 use selective_scan::view::Host;
@@ -21,39 +24,63 @@ pub trait Visit {
 }
 
 /// One line of the table: an engine at one ISA level.
+#[derive(Debug, Clone)]
 pub struct Entry {
     pub name: &'static str,
     pub isa: &'static str,
     engine: Engine,
 }
 
-enum Engine {
-    Naive(Naive),
-    Blelloch(Blelloch),
+/// The kinds of engines, how each is told who runs its parts, and what it calls its kernels.
+macro_rules! engines {
+    ($($kind:ident: $par:expr, $kernel:expr;)+) => {
+        #[derive(Debug, Clone)]
+        enum Engine {
+            $($kind($kind),)+
+        }
+
+        impl Entry {
+            /// What really runs for an operator. Convolutions are the same function for host memory on every engine.
+            pub fn kernel(&self, op: &str) -> String {
+                if op == "causal_conv1d" {
+                    return format!("host {op}");
+                }
+                match &self.engine {
+                    $(Engine::$kind(engine) => $kernel(engine, op),)+
+                }
+            }
+
+            /// The same engine with its parts run in another way.
+            pub fn with_par(&self, par: Par) -> Self {
+                let engine = match &self.engine {
+                    $(Engine::$kind(engine) => Engine::$kind($par(engine, par)),)+
+                };
+                Entry { engine, ..self.clone() }
+            }
+
+            /// Calls the visitor with the engine.
+            pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
+                match &self.engine {
+                    $(Engine::$kind(engine) => visitor.visit(engine),)+
+                }
+            }
+        }
+    };
 }
 
-impl Entry {
-    /// What really runs for an operator.
-    pub fn kernel(&self, op: &str) -> String {
-        match &self.engine {
-            Engine::Naive(_) => format!("naive {op}"),
-            Engine::Blelloch(_) => format!("blelloch {op}"),
-        }
-    }
-
-    /// Calls the visitor with the engine.
-    pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
-        match &self.engine {
-            Engine::Naive(engine) => visitor.visit(engine),
-            Engine::Blelloch(engine) => visitor.visit(engine),
-        }
-    }
+engines! {
+    Naive: |engine: &Naive, _| *engine, |_, op| format!("naive {op}");
+    Blelloch: |_, par| Blelloch::with_par(par), |_, op| format!("blelloch {op}");
+    Cpu: |engine: &Cpu, par| engine.with_par(par), |engine: &Cpu, op| format!("cpu {op} {}", engine.isa().name());
 }
 
 /// Every engine at every ISA level that this machine has.
 pub fn engines() -> Vec<Entry> {
-    vec![
-        Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) },
-        Entry { name: "blelloch", isa: "none", engine: Engine::Blelloch(Blelloch::new()) },
-    ]
+    let mut all = vec![Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) }];
+    all.push(Entry { name: "blelloch", isa: "none", engine: Engine::Blelloch(Blelloch::new()) });
+    for isa in Isa::available() {
+        let engine = Cpu::new().with_isa(isa).expect("an available instruction set");
+        all.push(Entry { name: "cpu", isa: isa.name(), engine: Engine::Cpu(engine) });
+    }
+    all
 }

@@ -2,7 +2,7 @@
 
 use selective_scan::Error;
 use selective_scan::element::{Dtype, Input, Weight};
-use selective_scan::naive::{Naive, selective_n_eff};
+use selective_scan::naive::{Naive, condition, selective_n_eff};
 use selective_scan::ops::Rule;
 use selective_scan::selective::SelectiveOptions;
 
@@ -91,6 +91,21 @@ impl Selective {
         }
         self.n_eff = if self.complex() { of::<num_complex::Complex<f64>>(&self)? } else { of::<f64>(&self)? };
         Ok(self)
+    }
+
+    /// The scale of the rounding error of every out, as `naive::condition` says.
+    pub fn condition(&self) -> Vec<f64> {
+        fn of<W: Weight<Real = f64>>(problem: &Selective) -> Result<Vec<f64>, Error> {
+            condition(&Operands::<f64, W>::new(problem, Layout::Contiguous).inputs())
+        }
+        let found = if self.complex() { of::<num_complex::Complex<f64>>(self) } else { of::<f64>(self) };
+        found.expect("the operands are right")
+    }
+
+    /// The same problem with A rounded to f32, so that storage does not round it.
+    pub fn in_f32(mut self) -> Self {
+        self.A.data.iter_mut().for_each(|x| *x = f64::from(*x as f32));
+        self
     }
 
     fn reference(&self, case: &mut Case) -> Result<Reference, String> {

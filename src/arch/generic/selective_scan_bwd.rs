@@ -29,12 +29,10 @@ impl<'a, V: Vector> CoefMut<'a, V> {
     /// Takes the shares of one step and its states: at once where they vary, else in the lanes of `sums`.
     #[inline(always)]
     fn take<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB], sums: &mut [X; NB]) {
-        match self {
-            CoefMut::Varying(parts) => X::write_sums(shares, parts, at),
-            CoefMut::Constant(_) => {
-                for j in 0..NB {
-                    sums[j] = sums[j].add(shares[j]);
-                }
+        self.share(at, shares);
+        if let CoefMut::Constant(_) = self {
+            for j in 0..NB {
+                sums[j] = sums[j].add(shares[j]);
             }
         }
     }
@@ -375,139 +373,6 @@ impl<R: Tables> Op<R> for SelectiveBwd<'_, R> {
     #[inline(always)]
     fn run<V: Vector<Real = R>>(self, zero: V) {
         if self.tile.a.im.is_some() { run::<Cx<V>, General>(zero, self) } else { run::<Re<V>, Fast>(zero, self) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::arch::testing_scan::{Case, case, cases, error_over, flat, run_bwd};
-    use crate::arch::{Kernels, Lanes};
-    use num_complex::Complex;
-
-    /// Central differences of the loss with respect to `count` numbers that `at` picks.
-    fn differences(case: &Case, count: usize, at: impl Fn(&mut Case, usize) -> &mut f64) -> Vec<f64> {
-        let step = 1e-5;
-        let loss = |i, by: f64| {
-            let mut moved = case.clone();
-            *at(&mut moved, i) += by;
-            moved.loss()
-        };
-        (0..count).map(|i| (loss(i, step) - loss(i, -step)) / (2.0 * step)).collect()
-    }
-
-    fn close(name: &str, got: &[f64], want: &[f64]) {
-        for (g, w) in got.iter().zip(want) {
-            assert!((g - w).abs() <= 1e-7 * (1.0 + w.abs()), "{name}: {g} against {w}");
-        }
-        assert_eq!(got.len(), want.len(), "{name}");
-    }
-
-    fn part(z: &mut [Complex<f64>], i: usize) -> &mut f64 {
-        if i.is_multiple_of(2) { &mut z[i / 2].re } else { &mut z[i / 2].im }
-    }
-
-    /// The loops that the kernels are held against are themselves held against differences.
-    #[test]
-    fn reference_against_central_differences() {
-        for rule in [Rule::Euler, Rule::Zoh, Rule::Bilinear] {
-            for options in [0b1110_0010, 0b1110_0011, 0b1111_1011, 0b1100_0101, 0b0010_0100, 0b0001_1010] {
-                let mut case = case(2, 3, 3, rule, options);
-                // κ·Re is the loss's only use of C: with complex numbers every part is free.
-                case.complex = options & 1 == 1;
-                let g = case.gradients();
-                let named = |want: &str| g.named().into_iter().find(|(name, _)| *name == want).unwrap().1;
-                let parts = |x: &[f64]| -> Vec<f64> { if case.complex { x.to_vec() } else { x.iter().copied().step_by(2).collect() } };
-                let stride = if case.complex { 1 } else { 2 };
-                let count = |n: usize| 2 * n / stride;
-                close("u", &named("u"), &differences(&case, case.u.len(), |c, i| &mut c.u[i]));
-                close("delta", &named("delta"), &differences(&case, case.u.len(), |c, i| &mut c.delta[i]));
-                close("a", &parts(&named("a")), &differences(&case, count(case.a.len()), |c, i| part(&mut c.a, i * stride)));
-                close("b", &parts(&named("b")), &differences(&case, count(case.b.len()), |c, i| part(&mut c.b, i * stride)));
-                close("c", &parts(&named("c")), &differences(&case, count(case.c.len()), |c, i| part(&mut c.c, i * stride)));
-                close("h", &parts(&named("h")), &differences(&case, count(case.h.len()), |c, i| part(&mut c.h, i * stride)));
-                close("z", &named("z"), &differences(&case, g.z.len(), |c, i| &mut c.z.as_mut().unwrap()[i]));
-                close("d", &named("d"), &differences(&case, g.d.len(), |c, i| &mut c.d.as_mut().unwrap()[i]));
-                if case.bias.is_some() {
-                    close("bias", &named("bias"), &differences(&case, g.bias.len(), |c, i| &mut c.bias.as_mut().unwrap()[i]));
-                }
-            }
-        }
-    }
-
-    /// Within `base` + 2·R::UNIT a step in effect.
-    fn check<R: Lanes>(base: f64) {
-        for k in Kernels::available() {
-            for case in cases(k.lanes::<R>()) {
-                let (got, want) = (run_bwd::<R>(k, &case), case.gradients());
-                let bound = base + 2.0 * R::UNIT * case.steps_in_effect();
-                // Sums over states and channels cancel, more so in tiny cases: measured by their terms, of which the largest are O(1).
-                let terms = [("b", case.lanes as f64), ("c", case.lanes as f64)];
-                for ((name, got), (_, want)) in got.named().iter().zip(want.named()) {
-                    let scale = want.iter().fold(1f64, |m, x| m.max(x.abs()));
-                    let scale = terms.iter().find(|t| t.0 == *name).map_or(scale, |t| scale.max(t.1.sqrt()));
-                    let worst = error_over(scale, got, &want);
-                    assert!(
-                        worst <= bound,
-                        "{:?}: {worst:e} in {name} for {} steps, {} states, {:?}, complex {}, first {}",
-                        k.isa(),
-                        case.steps,
-                        case.dstate,
-                        case.rule,
-                        case.complex,
-                        case.first
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn backward_in_f32() {
-        check::<f32>(4e-6);
-    }
-
-    #[test]
-    fn backward_in_f64() {
-        check::<f64>(2e-14);
-    }
-
-    /// Padded lanes contribute nothing and the others do not feel them.
-    #[test]
-    fn padding_is_harmless() {
-        for k in Kernels::available() {
-            let lanes = k.lanes::<f64>();
-            let mut padded = case(lanes, 6, 5, Rule::Euler, 0b1110_0010);
-            for t in 0..6 {
-                let i = t * lanes + lanes - 1;
-                padded.u[i] = 0.0;
-                padded.delta[i] = 0.0;
-                padded.grad_out[i] = 0.0;
-                padded.z.as_mut().unwrap()[i] = 0.0;
-            }
-            for n in 0..5 {
-                let i = n * lanes + lanes - 1;
-                (padded.a[i], padded.h[i], padded.carry[i]) = (Complex::default(), Complex::default(), Complex::default());
-            }
-            let got = run_bwd::<f64>(k, &padded);
-            let of_padding = |x: &[f64]| x.iter().skip(lanes - 1).step_by(lanes).all(|&x| x == 0.0);
-            let re = |z: &[Complex<f64>]| z.iter().map(|z| z.re).collect::<Vec<_>>();
-            assert!(of_padding(&got.u) && of_padding(&got.delta) && of_padding(&re(&got.a)) && of_padding(&re(&got.h)));
-        }
-    }
-
-    /// Without an initial state the old one is not read, and nothing flows to it.
-    #[test]
-    fn first_step_selects() {
-        for k in Kernels::available() {
-            for (rule, options) in [(Rule::Euler, 0b110), (Rule::Euler, 0b111), (Rule::Zoh, 0b110), (Rule::Bilinear, 0b101)] {
-                let mut case = case(k.lanes::<f64>(), 5, 7, rule, options);
-                case.h.fill(Complex::new(f64::NAN, f64::NAN));
-                let got = run_bwd::<f64>(k, &case);
-                assert!(got.named().iter().all(|(_, x)| x.iter().all(|x| x.is_finite())));
-                assert!(flat(&got.h).iter().all(|&x| x == 0.0));
-            }
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The state loop of the backward selective scan in Mamba's own case: Euler's rule, real numbers, B and C varying.
 
 use crate::arch::generic::exp::exp2;
-use crate::arch::generic::number::{Number, Re};
+use crate::arch::generic::number::Re;
 use crate::arch::generic::selective_scan_bwd::Shared;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::vector::{Part, Vector};

@@ -3,7 +3,6 @@
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
 use crate::arch::generic::tables::Tables;
-use crate::element::Real;
 
 /// One vector register.
 ///
@@ -60,6 +59,8 @@ pub unsafe trait Vector:
     fn eq(self, other: Self) -> Self::Mask;
     /// `yes` where the mask is set, else `no`.
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+    /// Whether the mask is set in every lane.
+    fn all(mask: Self::Mask) -> bool;
     /// The bits shifted left by the width of the mantissa: its lowest bits become the exponent.
     fn mantissa_to_exponent(self) -> Self;
 
@@ -87,11 +88,7 @@ pub unsafe trait Vector:
     /// Whether every lane's |self| is below `limit`; false if one is NaN.
     #[inline(always)]
     fn all_below(self, limit: Self::Real) -> bool {
-        let mut all = true;
-        for x in self.lanes() {
-            all &= x.abs() < limit;
-        }
-        all
+        Self::all(self.abs().lt(self.splat(limit)))
     }
 
     /// The lanes.
@@ -163,7 +160,7 @@ pub fn rows_mut<V: Vector>(_proof: V, numbers: &mut [V::Real], rows: usize) -> &
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), rows) }
 }
 
-/// Σ_k coefficients[k]·x^k.
+/// Σ_k c_k·x^k for coefficients c_0, c_1 ….
 #[inline(always)]
 pub fn horner<V: Vector, const N: usize>(coefficients: &[V::Real; N], x: V) -> V {
     let mut sum = x.splat(coefficients[N - 1]);
@@ -171,4 +168,54 @@ pub fn horner<V: Vector, const N: usize>(coefficients: &[V::Real; N], x: V) -> V
         sum = sum.mul_add(x, x.splat(coefficients[k]));
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{Kernels, Lanes};
+
+    /// `sums`, `all` and `round` on numbers that tell the lanes apart.
+    struct Pieces;
+
+    impl<R: Tables> Op<R> for Pieces {
+        type Out = ();
+        #[inline(always)]
+        fn run<V: Vector<Real = R>>(self, zero: V) {
+            let mut x = [zero; 4];
+            for (k, x) in x.iter_mut().enumerate() {
+                for (i, lane) in x.lanes_mut().iter_mut().enumerate() {
+                    *lane = R::of(1 << (i + k)) - R::of(k * 100);
+                }
+            }
+            let want = |k: usize| R::of(((1 << V::LANES) - 1) << k) - R::of(V::LANES * k * 100);
+            assert_eq!(V::sums(x), [want(0), want(1), want(2), want(3)]);
+            assert!(V::all(x[0].lt(zero.splat(R::of(1 << 16)))));
+            for i in 0..V::LANES {
+                let mut one = zero;
+                one.lanes_mut()[i] = R::of(5);
+                assert!(!V::all(one.lt(zero.splat(R::of(2)))));
+                assert!(!(one / zero).all_below(R::MAX));
+            }
+            for (x, want) in [(0.5, 0.0), (1.5, 2.0), (-2.5, -2.0), (-0.49, 0.0), (8.0e15, 8.0e15), (f64::INFINITY, f64::INFINITY)] {
+                assert_eq!(zero.splat(R::from_f64(x)).round().lanes()[0], R::from_f64(want));
+            }
+            let nan = zero.splat(R::from_f64(f64::NAN));
+            for x in [nan.round(), nan.at_least(zero), nan.at_most(zero), nan.scale(zero), nan.abs()] {
+                assert!(x.lanes().iter().all(|x| x.to_f64().is_nan()));
+            }
+        }
+    }
+
+    fn check<R: Lanes>() {
+        for k in Kernels::available() {
+            k.run::<R, _>(Pieces);
+        }
+    }
+
+    #[test]
+    fn pieces() {
+        check::<f32>();
+        check::<f64>();
+    }
 }

@@ -13,7 +13,7 @@ pub fn available() -> bool {
 macro_rules! vector {
     ($(#[$doc:meta])* $v:ident: $inner:ident of $lanes:literal $real:ident, {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
-        max $max:ident, min $min:ident, andnot $andnot:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, blend $blend:ident,
+        max $max:ident, min $min:ident, andnot $andnot:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, movemask $movemask:ident, blend $blend:ident,
         shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
     }, sums $sums:ident) => {
         $(#[$doc])*
@@ -102,6 +102,11 @@ macro_rules! vector {
                 $v(unsafe { $blend(no.0, yes.0, mask) })
             }
             #[inline(always)]
+            fn all(mask: $inner) -> bool {
+                // SAFETY: the mask comes from a comparison of values, so the CPU has the instruction set.
+                unsafe { $movemask(mask) == (1 << $lanes) - 1 }
+            }
+            #[inline(always)]
             fn mantissa_to_exponent(self) -> Self {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })
@@ -120,7 +125,7 @@ vector! {
     F32x8: __m256 of 8 f32, {
         splat _mm256_set1_ps, zero _mm256_setzero_ps, add _mm256_add_ps, sub _mm256_sub_ps, mul _mm256_mul_ps, div _mm256_div_ps,
         fma _mm256_fmadd_ps, fnma _mm256_fnmadd_ps, max _mm256_max_ps, min _mm256_min_ps, andnot _mm256_andnot_ps, xor _mm256_xor_ps,
-        round _mm256_round_ps, cmp _mm256_cmp_ps, blend _mm256_blendv_ps,
+        round _mm256_round_ps, cmp _mm256_cmp_ps, movemask _mm256_movemask_ps, blend _mm256_blendv_ps,
         shift _mm256_slli_epi32 23, to_int _mm256_castps_si256, from_int _mm256_castsi256_ps
     }, sums sums_f32
 }
@@ -130,7 +135,7 @@ vector! {
     F64x4: __m256d of 4 f64, {
         splat _mm256_set1_pd, zero _mm256_setzero_pd, add _mm256_add_pd, sub _mm256_sub_pd, mul _mm256_mul_pd, div _mm256_div_pd,
         fma _mm256_fmadd_pd, fnma _mm256_fnmadd_pd, max _mm256_max_pd, min _mm256_min_pd, andnot _mm256_andnot_pd, xor _mm256_xor_pd,
-        round _mm256_round_pd, cmp _mm256_cmp_pd, blend _mm256_blendv_pd,
+        round _mm256_round_pd, cmp _mm256_cmp_pd, movemask _mm256_movemask_pd, blend _mm256_blendv_pd,
         shift _mm256_slli_epi64 52, to_int _mm256_castpd_si256, from_int _mm256_castsi256_pd
     }, sums sums_f64
 }

@@ -108,6 +108,10 @@ macro_rules! vector {
                 $v(unsafe { $blend(mask, no.0, yes.0) })
             }
             #[inline(always)]
+            fn all(mask: $mask) -> bool {
+                mask == <$mask>::MAX
+            }
+            #[inline(always)]
             fn mantissa_to_exponent(self) -> Self {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })

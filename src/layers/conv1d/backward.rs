@@ -112,9 +112,9 @@ impl<'a, I: Input> Block<'a, I> {
         let (inputs, lanes, width) = (self.inputs, self.problem.dim, self.problem.width);
         let mut ws = ws.reborrow();
         let mut s = Sums {
-            filter: Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, 0..lanes, &mut ws)?,
-            stage: Stage::new(width, lanes, &mut ws)?,
-            grads: Stage::new(width, lanes, &mut ws)?,
+            filter: Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, 0..lanes, lanes, &mut ws)?,
+            stage: Stage::new(width, lanes, lanes, &mut ws)?,
+            grads: Stage::new(width, lanes, lanes, &mut ws)?,
             places: ws.slice(width - 1 + STEPS)?,
             tile: ws.slice((width + 1) * lanes)?,
             total: ws.slice((width + 1) * lanes)?,

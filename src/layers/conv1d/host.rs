@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use super::stage::{Filter, STEPS, Stage};
+use super::stage::{ConvKernel, Filter, Plain, STEPS, Stage};
 use super::{ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::buffer::Workspace;
 use crate::element::Input;
@@ -16,27 +16,35 @@ use crate::sequences::Sequences;
 use crate::view::{Cut, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
-/// Channels of one part.
-const LANES: usize = 64;
-
 /// The channels of block `block`.
 pub(super) fn channels(block: usize, lanes: usize, dim: usize) -> Range<usize> {
     block * lanes..(block * lanes + lanes).min(dim)
 }
 
-fn fwd_scratch<I: Input>(width: usize) -> usize {
-    Filter::<I::Accum>::bytes(width, LANES)
-        .saturating_add(Stage::<I::Accum>::bytes(width, LANES))
-        .saturating_add(bytes_of::<I::Accum>(LANES) + bytes_of::<usize>(STEPS) + ALIGN)
+fn fwd_scratch<I: Input>(kernel: impl ConvKernel, width: usize) -> usize {
+    let lanes = kernel.lanes::<I::Accum>(kernel.block::<I::Accum>());
+    Filter::<I::Accum>::bytes(width, lanes)
+        .saturating_add(Stage::<I::Accum>::bytes(width, lanes))
+        .saturating_add(bytes_of::<I::Accum>(STEPS * lanes) + bytes_of::<usize>(STEPS) + ALIGN)
 }
 
 /// Bytes of workspace that [`causal_conv1d_fwd`] takes.
 pub fn causal_conv1d_fwd_workspace<I: Input>(problem: &ConvProblem, par: Par) -> usize {
-    par.scratch_bytes(fwd_scratch::<I>(problem.width))
+    fwd_workspace_with::<I>(Plain, problem, par)
 }
 
 /// The forward convolution; one phase.
 pub fn causal_conv1d_fwd<I: Input>(args: ConvFwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    fwd_with(Plain, args, par, ws)
+}
+
+/// As [`causal_conv1d_fwd_workspace`], with an engine's kernel.
+pub(crate) fn fwd_workspace_with<I: Input>(kernel: impl ConvKernel, problem: &ConvProblem, par: Par) -> usize {
+    par.scratch_bytes(fwd_scratch::<I>(kernel, problem.width))
+}
+
+/// As [`causal_conv1d_fwd`], with an engine's kernel.
+pub(crate) fn fwd_with<I: Input>(kernel: impl ConvKernel, args: ConvFwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
     let problem = args.check()?;
     par.check(1)?;
     let ConvFwd { inputs, out, final_window } = args;
@@ -44,36 +52,38 @@ pub fn causal_conv1d_fwd<I: Input>(args: ConvFwd<'_, I>, par: Par, ws: &mut Work
         Sequences::CuSeqlens(offsets) => Cut::Packed(1, offsets),
         _ => Cut::Every(0, 1),
     };
-    let lanes = Cut::Every(2, LANES);
+    let block = kernel.block::<I::Accum>();
+    let lanes = Cut::Every(2, block);
     let split = (out.tiles(spans, lanes), final_window.map(|v| v.tiles(Cut::Every(0, 1), lanes)));
-    let blocks = problem.dim.div_ceil(LANES);
+    let blocks = problem.dim.div_ceil(block);
     let work = |i: usize, (out, last): (ViewMut<'_, I, 3>, Option<ViewMut<'_, I, 3>>), ws: &mut Workspace<'_>| {
-        forward(&inputs, problem, i / blocks, channels(i % blocks, LANES, problem.dim), out, last, ws)
-            .expect("scratch memory as fwd_scratch says");
+        let of = channels(i % blocks, block, problem.dim);
+        forward(kernel, &inputs, problem, i / blocks, of, out, last, ws).expect("scratch memory as fwd_scratch says");
     };
-    par.run(0, problem.states * blocks, split, &mut ws.reborrow(), fwd_scratch::<I>(problem.width), work)
+    par.run(0, problem.states * blocks, split, &mut ws.reborrow(), fwd_scratch::<I>(kernel, problem.width), work)
 }
 
 /// One span and block of channels. `out` has the span's positions, `last` one window.
 fn forward<I: Input>(
+    kernel: impl ConvKernel,
     inputs: &ConvInputs<'_, I>,
     problem: ConvProblem,
     state: usize,
-    channels: Range<usize>,
+    of: Range<usize>,
     mut out: ViewMut<'_, I, 3>,
     last: Option<ViewMut<'_, I, 3>>,
     ws: &mut Workspace<'_>,
 ) -> Result<(), Error> {
     let mut ws = ws.reborrow();
-    let lanes = channels.len();
-    let filter = Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, channels.clone(), &mut ws)?;
-    let mut stage = Stage::<I::Accum>::new(problem.width, lanes, &mut ws)?;
-    let sums = ws.slice::<I::Accum>(lanes)?;
+    let (count, lanes) = (of.len(), kernel.lanes::<I::Accum>(of.len()));
+    let filter = Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, of.clone(), lanes, &mut ws)?;
+    let mut stage = Stage::<I::Accum>::new(problem.width, count, lanes, &mut ws)?;
+    let outputs = ws.slice::<I::Accum>(STEPS * lanes)?;
     let positions = ws.slice::<usize>(STEPS)?;
     let span = inputs.sequences.span(state, problem.seqlen);
-    let x = inputs.x.slice(2, channels.clone());
+    let x = inputs.x.slice(2, of.clone());
     if let Some(window) = inputs.initial_window {
-        stage.load_window(&window.slice(2, channels), state);
+        stage.load_window(&window.slice(2, of), state);
     }
     if inputs.sequences.may_pad() {
         let padding = span.range.clone().filter(|&t| inputs.sequences.is_padding(span.batch, t));
@@ -82,53 +92,69 @@ fn forward<I: Input>(
     let mut walk = inputs.sequences.walk(&span);
     while let Some(tile) = walk.next(positions) {
         stage.load_tile(&x, span.batch, tile, positions);
-        for (i, &t) in positions[..tile.count].iter().enumerate() {
-            filter.outputs(&stage.rows[i * lanes..], sums);
-            store_row(&mut out, [0, t - span.range.start, 0], sums);
+        kernel.forward(&filter, stage.rows, &mut outputs[..tile.count * lanes]);
+        for (row, &t) in outputs.chunks_exact(lanes).zip(&positions[..tile.count]) {
+            store_row(&mut out, [0, t - span.range.start, 0], &row[..count]);
         }
         stage.advance(tile.count);
     }
     if let Some(mut last) = last {
-        stage.window().chunks_exact(lanes).enumerate().for_each(|(k, row)| store_row(&mut last, [0, k, 0], row));
+        let rows = stage.window().chunks_exact(lanes).enumerate();
+        rows.for_each(|(k, row)| store_row(&mut last, [0, k, 0], &row[..count]));
     }
     Ok(())
 }
 
-fn update_scratch<I: Input>(width: usize) -> usize {
-    Filter::<I::Accum>::bytes(width, LANES)
-        .saturating_add(bytes_of::<I::Accum>(width.saturating_mul(LANES)))
-        .saturating_add(bytes_of::<I::Accum>(LANES) + ALIGN)
+fn update_scratch<I: Input>(kernel: impl ConvKernel, width: usize) -> usize {
+    let lanes = kernel.lanes::<I::Accum>(kernel.block::<I::Accum>());
+    Filter::<I::Accum>::bytes(width, lanes)
+        .saturating_add(bytes_of::<I::Accum>(width.saturating_mul(lanes)))
+        .saturating_add(bytes_of::<I::Accum>(lanes) + ALIGN)
 }
 
 /// Bytes of workspace that [`causal_conv1d_update`] takes.
 pub fn causal_conv1d_update_workspace<I: Input>(problem: &ConvProblem, par: Par) -> usize {
-    par.scratch_bytes(update_scratch::<I>(problem.width))
+    update_workspace_with::<I>(Plain, problem, par)
 }
 
 /// One decode step; one phase. The bits are those of [`causal_conv1d_fwd`].
 pub fn causal_conv1d_update<I: Input>(args: ConvStep<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    update_with(Plain, args, par, ws)
+}
+
+/// As [`causal_conv1d_update_workspace`], with an engine's kernel.
+pub(crate) fn update_workspace_with<I: Input>(kernel: impl ConvKernel, problem: &ConvProblem, par: Par) -> usize {
+    par.scratch_bytes(update_scratch::<I>(kernel, problem.width))
+}
+
+/// As [`causal_conv1d_update`], with an engine's kernel.
+pub(crate) fn update_with<I: Input>(kernel: impl ConvKernel, args: ConvStep<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
     let ConvProblem { dim, width, .. } = args.check()?;
     par.check(1)?;
     let ConvStep { x, weight, bias, window, slots, out, silu } = args;
-    let split = (window.tiles(Cut::Every(2, LANES), Cut::Whole), out.tiles(Cut::Every(1, LANES), Cut::Whole));
+    let block = kernel.block::<I::Accum>();
+    let split = (window.tiles(Cut::Every(2, block), Cut::Whole), out.tiles(Cut::Every(1, block), Cut::Whole));
     let work = |i: usize, (mut window, mut out): (ViewMut<'_, I, 3>, ViewMut<'_, I, 2>), ws: &mut Workspace<'_>| {
-        let of = channels(i, LANES, dim);
-        let (x, lanes) = (x.slice(1, of.clone()), of.len());
+        let of = channels(i, block, dim);
+        let (x, count, lanes) = (x.slice(1, of.clone()), of.len(), kernel.lanes::<I::Accum>(of.len()));
         let mut take = || -> Result<_, Error> {
-            let filter = Filter::new(&weight, bias.as_ref(), silu, of.clone(), ws)?;
+            let filter = Filter::new(&weight, bias.as_ref(), silu, of.clone(), lanes, ws)?;
             Ok((filter, ws.slice::<I::Accum>(width * lanes)?, ws.slice::<I::Accum>(lanes)?))
         };
-        let (filter, rows, sums) = take().expect("scratch memory as update_scratch says");
+        let (filter, rows, outputs) = take().expect("scratch memory as update_scratch says");
+        rows.fill(I::Accum::default());
         for b in 0..x.dims()[0] {
             let slot = slots.map_or(b as i64, |v| i64::from(v.get([b])));
             let Ok(slot) = usize::try_from(slot) else { continue };
             let (before, new) = rows.split_at_mut((width - 1) * lanes);
-            before.chunks_exact_mut(lanes).enumerate().for_each(|(k, row)| load_row(&window.as_view(), [slot, k, 0], row));
-            load_row(&x, [b, 0], new);
-            filter.outputs(rows, sums);
-            store_row(&mut out, [b, 0], sums);
-            rows[lanes..].chunks_exact(lanes).enumerate().for_each(|(k, row)| store_row(&mut window, [slot, k, 0], row));
+            let before = before.chunks_exact_mut(lanes).enumerate();
+            before.for_each(|(k, row)| load_row(&window.as_view(), [slot, k, 0], &mut row[..count]));
+            load_row(&x, [b, 0], &mut new[..count]);
+            kernel.forward(&filter, rows, outputs);
+            store_row(&mut out, [b, 0], &outputs[..count]);
+            let after = rows[lanes..].chunks_exact(lanes).enumerate();
+            after.for_each(|(k, row)| store_row(&mut window, [slot, k, 0], &row[..count]));
         }
     };
-    par.run(0, dim.div_ceil(LANES), split, &mut ws.reborrow(), update_scratch::<I>(width), work)
+    par.run(0, dim.div_ceil(block), split, &mut ws.reborrow(), update_scratch::<I>(kernel, width), work)
 }

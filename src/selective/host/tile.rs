@@ -144,7 +144,7 @@ impl<'w, K: Weight> Tile<'w, K> {
         self.C.gather_varying(&inputs.C, batch, positions, group);
         if inputs.delta_bias.is_some() {
             for raw in self.raw.chunks_mut(width).take(positions.len()) {
-                raw.iter_mut().zip(&*self.bias).for_each(|(x, &bias)| *x = *x + bias);
+                raw.iter_mut().zip(&*self.bias).for_each(|(x, &bias)| *x += bias);
             }
         }
         let count = positions.len() * width;

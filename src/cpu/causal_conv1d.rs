@@ -1,0 +1,65 @@
+//! The causal convolution, forward and step, by the SIMD kernel; the gradients by the functions for host memory.
+
+use bytemuck::{cast_slice, cast_slice_mut};
+
+use super::{Cpu, double};
+use crate::arch::{ConvFwd as TileFwd, ConvTile, Kernels, Lanes};
+use crate::buffer::Workspace;
+use crate::element::{Input, Real};
+use crate::error::Error;
+use crate::layers::conv1d::{
+    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, causal_conv1d_bwd, causal_conv1d_bwd_workspace, fwd_with,
+    fwd_workspace_with, update_with, update_workspace_with,
+};
+use crate::view::Host;
+
+/// One tile by the kernel of `R`, the type that `A` is.
+fn forward<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]) {
+    let steps = outputs.len() / filter.lanes;
+    let (x, weight, bias) = (cast_slice(rows), cast_slice(filter.taps), Some(cast_slice(filter.bias)));
+    let tile = ConvTile { steps, width: filter.width, silu: filter.silu, x, weight, bias };
+    kernels.causal_conv1d_fwd::<R>(TileFwd { tile, out: cast_slice_mut(outputs) });
+}
+
+/// A block of channels is one vector.
+impl ConvKernel for Kernels {
+    fn block<A: Real>(self) -> usize {
+        if double::<A>() { self.lanes::<f64>() } else { self.lanes::<f32>() }
+    }
+
+    fn lanes<A: Real>(self, _: usize) -> usize {
+        self.block::<A>()
+    }
+
+    fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]) {
+        if double::<A>() { forward::<A, f64>(self, filter, rows, outputs) } else { forward::<A, f32>(self, filter, rows, outputs) }
+    }
+}
+
+impl CausalConv1d for Cpu {
+    type Memory = Host;
+
+    fn causal_conv1d_fwd_workspace<I: Input>(&self, problem: &ConvProblem) -> usize {
+        fwd_workspace_with::<I>(self.kernels, problem, self.par)
+    }
+
+    fn causal_conv1d_fwd<I: Input>(&self, args: ConvFwd<'_, I>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+        fwd_with(self.kernels, args, self.par, ws)
+    }
+
+    fn causal_conv1d_bwd_workspace<I: Input>(&self, problem: &ConvProblem) -> usize {
+        causal_conv1d_bwd_workspace::<I>(problem, self.par)
+    }
+
+    fn causal_conv1d_bwd<I: Input>(&self, args: ConvBwd<'_, I>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+        causal_conv1d_bwd(args, self.par, ws)
+    }
+
+    fn causal_conv1d_update_workspace<I: Input>(&self, problem: &ConvProblem) -> usize {
+        update_workspace_with::<I>(self.kernels, problem, self.par)
+    }
+
+    fn causal_conv1d_update<I: Input>(&self, args: ConvStep<'_, I>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+        update_with(self.kernels, args, self.par, ws)
+    }
+}
