@@ -36,8 +36,25 @@ Trains a byte-level Mamba language model on a text file, with AdamW, a cosine sc
 Exit status: 0, 1 where training fails, 2 where the command line or a file is wrong.";
 
 const NAMES: [&str; 19] = [
-    "data", "valid", "out", "layers", "dim", "state", "batch", "seqlen", "steps", "lr", "warmup", "weight-decay", "clip", "seed", "threads",
-    "checkpoint-every", "eval-every", "time-limit", "engine",
+    "data",
+    "valid",
+    "out",
+    "layers",
+    "dim",
+    "state",
+    "batch",
+    "seqlen",
+    "steps",
+    "lr",
+    "warmup",
+    "weight-decay",
+    "clip",
+    "seed",
+    "threads",
+    "checkpoint-every",
+    "eval-every",
+    "time-limit",
+    "engine",
 ];
 
 fn options(given: &Arguments) -> Result<Options, String> {
@@ -76,7 +93,13 @@ fn show<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Res
     })
     .map_err(Failure::from)?;
     bar.finish_and_clear();
-    println!("{} of {} steps, {:.4} bits a byte on the validation text, model in {}", last.step, options.steps, last.bits, options.out.display());
+    println!(
+        "{} of {} steps, {:.4} bits a byte on the validation text, model in {}",
+        last.step,
+        options.steps,
+        last.bits,
+        options.out.display()
+    );
     Ok(())
 }
 

@@ -8,8 +8,8 @@ use std::time::Instant;
 use selective_scan::block::HostEngine;
 use selective_scan::element::Dtype;
 use selective_scan::model::{
-    AdamW, AdamWOptions, BYTE_VOCAB, Checkpoint, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Schedule, bytes_to_tokens, init,
-    save,
+    AdamW, AdamWOptions, BYTE_VOCAB, Checkpoint, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Schedule, bytes_to_tokens,
+    init, save,
 };
 use selective_scan::par::Par;
 
@@ -80,7 +80,12 @@ pub struct Summary {
 
 impl Options {
     fn check(&self) -> Result<(), Fault> {
-        let sizes = [("batch", self.batch), ("seqlen", self.seqlen), ("checkpoint-every", self.checkpoint_every as usize), ("eval-every", self.eval_every as usize)];
+        let sizes = [
+            ("batch", self.batch),
+            ("seqlen", self.seqlen),
+            ("checkpoint-every", self.checkpoint_every as usize),
+            ("eval-every", self.eval_every as usize),
+        ];
         match sizes.into_iter().find(|(_, size)| *size == 0) {
             Some((name, _)) => Err(operand(format!("--{name} is at least 1"))),
             None if !(self.rate > 0.0 && self.rate.is_finite()) => Err(operand("--lr is a finite number above 0")),
@@ -160,7 +165,12 @@ fn draw(text: &[u32], options: &Options, rng: &mut Rng, tokens: &mut Vec<u32>, t
 }
 
 /// Bits a byte on a whole text, read as one sequence.
-pub fn judge<E: HostEngine>(model: &MambaLm<E>, parameters: &Parameters<f32>, text: &[u32], memory: &mut LmMemory<f32>) -> Result<f64, Fault> {
+pub fn judge<E: HostEngine>(
+    model: &MambaLm<E>,
+    parameters: &Parameters<f32>,
+    text: &[u32],
+    memory: &mut LmMemory<f32>,
+) -> Result<f64, Fault> {
     let mut state = ModelState::zeros(model.sizes(), 1);
     let (mut sum, mut count) = (0.0, 0);
     let (tokens, targets) = (&text[..text.len() - 1], &text[1..]);
@@ -215,7 +225,8 @@ pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, mut show: im
         let mut rng = Rng::new(run.rng);
         draw(&data, options, &mut rng, &mut tokens, &mut targets);
         let rate = schedule.rate(run.position);
-        let loss = model.loss_and_gradients(&run.parameters, &tokens, &targets, options.batch, &mut gradients, &mut memory).map_err(work)?;
+        let loss =
+            model.loss_and_gradients(&run.parameters, &tokens, &targets, options.batch, &mut gradients, &mut memory).map_err(work)?;
         run.optimizer.step(&mut run.parameters, &gradients, rate).map_err(work)?;
         (run.rng, run.position) = (rng.state(), run.position + 1);
         let speed = ((run.position - began.1) as usize * tokens.len()) as f64 / began.0.elapsed().as_secs_f64();
