@@ -6,7 +6,7 @@
 
 use super::{LinearBwd, LinearFwd, LinearProblem, is_small, multiply, padded};
 use crate::buffer::Workspace;
-use crate::element::{Element, Input, Real};
+use crate::element::{Element, Input, Real, Weight as _};
 use crate::error::{Error, given};
 use crate::layers::rows::{load_row, store_row};
 use crate::ops::Sum;
@@ -16,6 +16,8 @@ use crate::workspace::{ALIGN, bytes_of};
 
 /// Depth of one product; sums of more are added up in f64.
 const DEPTH: usize = 512;
+/// Weights of at most so many numbers are multiplied in f64 throughout: they cost little, and the sensitive low-rank Δ is among them.
+const SMALL_WEIGHT: usize = 1 << 14;
 /// Rows and columns of a block. The right factor is packed once a block, which many rows pay for.
 const TALL: [usize; 2] = [512, 128];
 /// As long as there are so many tall blocks; else square ones, so that more threads have work.
@@ -51,12 +53,20 @@ impl<I: Input> LinearBwd<'_, I> {
     }
 }
 
-/// Sizes of one product, (m, k) by (k, n).
+/// Sizes of one product, (m, k) by (k, n), and whether it is computed in f64.
 #[derive(Clone, Copy)]
 struct Sizes {
     m: usize,
     n: usize,
     k: usize,
+    fine: bool,
+}
+
+impl LinearProblem {
+    /// Whether products with the weight are computed in f64. By the weight's size alone: bits must not depend on the rows.
+    fn fine(self) -> bool {
+        self.inputs.saturating_mul(self.outputs) <= SMALL_WEIGHT
+    }
 }
 
 impl Sizes {
@@ -66,12 +76,17 @@ impl Sizes {
         if tall >= ENOUGH && self.m >= TALL[0] { TALL } else { SQUARE }
     }
 
-    /// Bytes that a worker takes: the block in the arithmetic type and in f64, and both factors where they must be copied.
+    /// Bytes that a worker takes with storage over `A`.
     fn scratch<A: Real>(self) -> usize {
+        if self.fine { self.scratch_in::<f64>() } else { self.scratch_in::<A>() }
+    }
+
+    /// The block in the type that is computed in and in f64, and both factors where they must be copied.
+    fn scratch_in<A: Real>(self) -> usize {
         let block = self.block();
         let [m, n] = padded(self.m.min(block[0]), self.n.min(block[1]));
         let k = self.k.min(DEPTH);
-        bytes_of::<A>(m * n) + bytes_of::<f64>(m * n) + bytes_of::<A>((m + 1) * k) + bytes_of::<A>(n * k) + ALIGN
+        bytes_of::<A>(m * n) + bytes_of::<f64>(m * n) + bytes_of::<A>((m + 1) * k) + bytes_of::<A>(n * k) + bytes_of::<A>(n) + ALIGN
     }
 }
 
@@ -81,11 +96,12 @@ fn product<I: Input, O: Element<Arith = I::Accum>>(
     rhs: View<'_, I, 2>,
     bias: Option<View<'_, I::Accum, 1>>,
     out: ViewMut<'_, O, 2>,
+    fine: bool,
     par: Par,
     ws: &mut Workspace<'_>,
 ) -> Result<(), Error> {
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
-    let sizes = Sizes { m, n, k };
+    let sizes = Sizes { m, n, k, fine };
     let [height, width] = sizes.block();
     let across = n.div_ceil(width);
     let part = |i: usize, step: usize, size: usize| i * step..(i * step + step).min(size);
@@ -93,12 +109,14 @@ fn product<I: Input, O: Element<Arith = I::Accum>>(
     par.run(0, m.div_ceil(height) * across, split, &mut ws.reborrow(), sizes.scratch::<I::Accum>(), |i, mut out, ws| {
         let (rows, columns) = (part(i / across, height, m), part(i % across, width, n));
         let bias = bias.map(|v| v.slice(0, columns.clone()));
-        block_product(lhs.slice(0, rows), rhs.slice(1, columns), bias, &mut out, ws).expect("scratch memory as `scratch` says");
+        let (lhs, rhs) = (lhs.slice(0, rows), rhs.slice(1, columns));
+        let done = if fine { block_product::<I, O, f64> } else { block_product::<I, O, I::Accum> }(lhs, rhs, bias, &mut out, ws);
+        done.expect("scratch memory as `scratch` says");
     })
 }
 
-/// One block of [`product`].
-fn block_product<I: Input, O: Element<Arith = I::Accum>>(
+/// One block of [`product`], computed in `A`.
+fn block_product<I: Input, O: Element<Arith = I::Accum>, A: Real>(
     lhs: View<'_, I, 2>,
     rhs: View<'_, I, 2>,
     bias: Option<View<'_, I::Accum, 1>>,
@@ -108,11 +126,11 @@ fn block_product<I: Input, O: Element<Arith = I::Accum>>(
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
     let mut ws = ws.reborrow();
     let [rows, width] = padded(m, n);
-    let sums = ws.slice::<I::Accum>(rows * width)?;
-    sums.fill(I::Accum::from_f64(0.0));
+    let sums = ws.slice::<A>(rows * width)?;
+    sums.fill(A::ZERO);
     let total = ws.slice::<f64>(rows * width)?;
-    let left = ws.slice::<I::Accum>((m + 1) * k.min(DEPTH))?;
-    let right = ws.slice::<I::Accum>(n * k.min(DEPTH))?;
+    let left = ws.slice::<A>((m + 1) * k.min(DEPTH))?;
+    let right = ws.slice::<A>(n * k.min(DEPTH))?;
     for start in (0..k).step_by(DEPTH) {
         let chunk = start..(start + DEPTH).min(k);
         // The right factor is (k, n); its columns are staged as rows.
@@ -124,64 +142,73 @@ fn block_product<I: Input, O: Element<Arith = I::Accum>>(
             total.iter_mut().zip(sums.iter()).for_each(|(total, sum)| *total = before(*total) + sum.to_f64());
         }
     }
+    let rounded = ws.slice::<I::Accum>(n)?;
     for (i, row) in sums.chunks_exact_mut(width).take(m).enumerate() {
-        if k > DEPTH {
-            row.iter_mut().zip(&total[i * width..]).for_each(|(to, sum)| *to = I::Accum::from_f64(*sum));
+        for (c, to) in rounded.iter_mut().enumerate() {
+            let sum = if k > DEPTH { total[i * width + c] } else { row[c].to_f64() };
+            let bias = bias.map_or(I::Accum::ZERO, |bias| bias.get([c]));
+            // In f64 the bias is added before the one rounding, else after it, as the arithmetic type adds.
+            *to = if A::UNIT < I::Accum::UNIT { I::Accum::from_f64(sum + bias.to_f64()) } else { I::Accum::from_f64(sum) + bias };
         }
-        if let Some(bias) = &bias {
-            row[..n].iter_mut().enumerate().for_each(|(c, to)| *to += bias.get([c]));
-        }
-        store_row(out, [i, 0], &row[..n]);
+        store_row(out, [i, 0], rounded);
     }
     Ok(())
 }
 
-/// The factor itself where it is stored in the arithmetic type and its strides go forwards, else a copy of it. `apart` asks for
+/// The factor itself where it is stored in the type that is computed in and its strides go forwards, else a copy of it. `apart` asks for
 /// a copy whose rows are not contiguous.
-fn staged<'s, I: Input>(from: View<'s, I, 2>, apart: bool, room: &'s mut [I::Accum]) -> View<'s, I::Accum, 2> {
+fn staged<'s, I: Input, A: Real>(from: View<'s, I, 2>, apart: bool, room: &'s mut [A]) -> View<'s, A, 2> {
     let [rows, columns] = from.dims();
+    let convert = |x: I| A::from_f64(x.load().to_f64());
     if apart {
         let step = rows + 1;
-        (0..rows).for_each(|i| (0..columns).for_each(|p| room[p * step + i] = from.get([i, p]).load()));
+        (0..rows).for_each(|i| (0..columns).for_each(|p| room[p * step + i] = convert(from.get([i, p]))));
         return View::strided(room, 0, [rows, columns], [1, step as isize]);
     }
     let forwards = from.strides().iter().all(|&s| s >= 0);
-    if let Some(view) = from.same::<I::Accum>().filter(|_| forwards) {
+    if let Some(view) = from.same::<A>().filter(|_| forwards) {
         return view;
     }
-    room.chunks_exact_mut(columns).take(rows).enumerate().for_each(|(i, row)| load_row(&from, [i, 0], row));
+    for (i, to) in room.chunks_exact_mut(columns).take(rows).enumerate() {
+        match from.row([i, 0]) {
+            Some(row) => to.iter_mut().zip(row).for_each(|(to, &x)| *to = convert(x)),
+            None => to.iter_mut().enumerate().for_each(|(p, to)| *to = convert(from.get([i, p]))),
+        }
+    }
     View::new(room, [rows, columns])
 }
 
 /// Bytes of workspace that [`linear_fwd`] takes.
-pub fn linear_fwd_workspace<I: Input>(LinearProblem { rows, inputs, outputs }: LinearProblem, par: Par) -> usize {
-    par.scratch_bytes(Sizes { m: rows, n: outputs, k: inputs }.scratch::<I::Accum>())
+pub fn linear_fwd_workspace<I: Input>(problem: LinearProblem, par: Par) -> usize {
+    let LinearProblem { rows, inputs, outputs } = problem;
+    par.scratch_bytes(Sizes { m: rows, n: outputs, k: inputs, fine: problem.fine() }.scratch::<I::Accum>())
 }
 
 /// The forward product; one phase.
 pub fn linear_fwd<I: Input>(args: LinearFwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
-    args.check()?;
+    let fine = args.check()?.fine();
     par.check(1)?;
-    product(args.x, args.weight.permute([1, 0]), args.bias, args.out, par, ws)
+    product(args.x, args.weight.permute([1, 0]), args.bias, args.out, fine, par, ws)
 }
 
 /// Bytes of workspace that [`linear_bwd`] takes.
-pub fn linear_bwd_workspace<I: Input>(LinearProblem { rows, inputs, outputs }: LinearProblem, par: Par) -> usize {
-    let x = Sizes { m: rows, n: inputs, k: outputs }.scratch::<I::Accum>();
-    let weight = Sizes { m: outputs, n: inputs, k: rows }.scratch::<I::Accum>();
+pub fn linear_bwd_workspace<I: Input>(problem: LinearProblem, par: Par) -> usize {
+    let (LinearProblem { rows, inputs, outputs }, fine) = (problem, problem.fine());
+    let x = Sizes { m: rows, n: inputs, k: outputs, fine }.scratch::<I::Accum>();
+    let weight = Sizes { m: outputs, n: inputs, k: rows, fine }.scratch::<I::Accum>();
     par.scratch_bytes(x.max(weight).max(bias_scratch::<I>()))
 }
 
 /// The backward product; one phase.
 pub fn linear_bwd<I: Input>(args: LinearBwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
-    args.check()?;
+    let fine = args.check()?.fine();
     par.check(1)?;
     let LinearBwd { x, weight, grad_out, grad_x, grad_weight, grad_bias } = args;
     if let Some(grad_x) = grad_x {
-        product(grad_out, weight, None, grad_x, par, ws)?;
+        product(grad_out, weight, None, grad_x, fine, par, ws)?;
     }
     if let Some(grad_weight) = grad_weight {
-        product(grad_out.permute([1, 0]), x, None, grad_weight, par, ws)?;
+        product(grad_out.permute([1, 0]), x, None, grad_weight, fine, par, ws)?;
     }
     grad_bias.map_or(Ok(()), |grad_bias| sum_rows(grad_out, grad_bias, par, ws))
 }
