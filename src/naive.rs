@@ -4,7 +4,8 @@
 //! needs, so its workspace queries answer 0 wherever it does not go through another engine-independent function; it holds the
 //! states of one channel over one sequence at a time, (L, N), never (B, L, D, N).
 //!
-//! [`Carry::Compensated`](crate::selective::Carry) runs the whole computation in f64 and rounds once at the end.
+//! The forward scan computes in the arithmetic type of its operands, or, with [`Carry::Compensated`], in f64 rounded once at the end.
+//! The backward scan is always computed in f64: sums over time whose terms cancel would show the rounding of each term otherwise.
 
 #![forbid(unsafe_code)]
 
@@ -90,10 +91,7 @@ impl SelectiveScan for Naive {
         args: SelectiveBwd<'_, I, W>,
         _: &mut Workspace<'_>,
     ) -> Result<(), Error> {
-        match args.inputs.options.carry {
-            Carry::Plain => backward::selective_scan_bwd::<I, W, W>(args),
-            Carry::Compensated => backward::selective_scan_bwd::<I, W, W::Wide>(args),
-        }
+        backward::selective_scan_bwd::<I, W, W::Wide>(args)
     }
 
     fn selective_state_update_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, _: &SelectiveProblem) -> usize {

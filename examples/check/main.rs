@@ -1,6 +1,8 @@
 //! Runs reference cases on every engine of this machine and says how far the results are from the float64 references.
 
 mod arguments;
+// The tests use more of it than this example.
+#[allow(dead_code)]
 mod harness;
 mod output;
 

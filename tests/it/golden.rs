@@ -40,7 +40,7 @@ fn a_changed_reference_is_noticed() {
     for case in ["selective_scan-initial-state", "scan-complex", "selective_scan-packed", "conv1d-5-silu-window"] {
         let loaded = Loaded::read(&golden().join(format!("{case}.safetensors"))).expect("well formed");
         match loaded.problem {
-            Problem::Selective(mut checked) => changed(&mut checked),
+            Problem::Selective(mut checked) => changed(&mut *checked),
             Problem::Scan(mut checked) => changed(&mut checked),
             Problem::Conv1d(mut checked) => changed(&mut checked),
             Problem::Skipped => panic!("{case} is not skipped"),

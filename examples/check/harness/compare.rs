@@ -11,22 +11,31 @@ pub struct Bound {
     share: f64,
     /// References beyond this round to infinity in the storage type.
     overflow: f64,
+    /// The `share` is taken of this where every reference is smaller.
+    scale: f64,
 }
 
 impl Bound {
     /// The bound for scans, selective scans, convolutions and steps. `n_eff` is how many steps the decay remembers.
     pub fn new(storage: Dtype, n_eff: f64, gradient: bool) -> Self {
         let single = 2e-6 + n_eff * f64::powi(2.0, -24);
-        let plain = |share| Bound { unit: 0.0, floor: 0.0, share, overflow: f64::INFINITY };
+        let plain = |share| Bound { unit: 0.0, floor: 0.0, share, overflow: f64::INFINITY, scale: 0.0 };
         match storage {
             Dtype::F64 | Dtype::C64 => plain(1e-13 + n_eff * f64::powi(2.0, -53)),
             Dtype::F32 | Dtype::C32 => plain(if gradient { 2.0 * single } else { single }),
             // Rounding to storage is correct: half a unit in the last place, or half the smallest subnormal.
             Dtype::F16 | Dtype::Cf16 => {
-                Bound { unit: f64::powi(2.0, -11), floor: f64::powi(2.0, -25), share: single, overflow: f16::MAX.to_f64() }
+                Bound { unit: f64::powi(2.0, -11), floor: f64::powi(2.0, -25), share: single, overflow: f16::MAX.to_f64(), scale: 0.0 }
             }
-            Dtype::Bf16 | Dtype::Cbf16 => Bound { unit: f64::powi(2.0, -8), floor: 0.0, share: single, overflow: f64::from(f32::MAX) },
+            Dtype::Bf16 | Dtype::Cbf16 => {
+                Bound { unit: f64::powi(2.0, -8), floor: 0.0, share: single, overflow: f64::from(f32::MAX), scale: 0.0 }
+            }
         }
+    }
+
+    /// The same for a sum whose terms may cancel: its error is a share of them, `scale`, where that is more than the sum.
+    pub fn of_terms(self, scale: f64) -> Self {
+        Bound { scale, ..self }
     }
 
     /// One decode step whose result is stored in 16 bits, from the same stored state.
@@ -60,7 +69,7 @@ pub fn compare(got: &[f64], want: &[f64], bound: Bound) -> Deviation {
         if got == want || (got.is_infinite() && got.signum() == want.signum() && want.abs() > bound.overflow) {
             continue;
         }
-        let allowed = if largest == 0.0 { 0.0 } else { bound.unit * want.abs() + bound.floor + bound.share * largest };
+        let allowed = if largest == 0.0 { 0.0 } else { bound.unit * want.abs() + bound.floor + bound.share * largest.max(bound.scale) };
         let used = if difference.is_nan() { f64::INFINITY } else { difference / allowed };
         let error = if difference.is_nan() { f64::INFINITY } else { difference / largest };
         worst = Deviation { error: worst.error.max(error), used: worst.used.max(used) };

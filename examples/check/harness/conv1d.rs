@@ -54,7 +54,7 @@ impl Conv1d {
             }
         }
         case.finish()?;
-        Ok(Checked { problem, reference })
+        Ok(Checked { problem, reference, terms: Vec::new() })
     }
 
     fn window_dims(&self) -> [usize; 3] {

@@ -54,7 +54,7 @@ impl Scan {
             reference.push(("grad.h0".into(), case.reference("grad.h0", &state)?));
         }
         case.finish()?;
-        Ok(Checked { problem, reference })
+        Ok(Checked { problem, reference, terms: Vec::new() })
     }
 
     /// Finds n_eff.

@@ -81,7 +81,7 @@ impl Selective {
         problem = problem.measured().map_err(|e| e.to_string())?;
         let reference = problem.reference(&mut case)?;
         case.finish()?;
-        Ok(Checked { problem, reference })
+        Ok(Checked { problem, reference, terms: Vec::new() })
     }
 
     /// Checks the operands against one another and finds n_eff.

@@ -16,7 +16,7 @@ use super::selective::Selective;
 /// A case by its operator.
 pub enum Problem {
     Scan(Checked<Scan>),
-    Selective(Checked<Selective>),
+    Selective(Box<Checked<Selective>>),
     Conv1d(Checked<Conv1d>),
     /// An operator or a kind of case that is not built yet.
     Skipped,
@@ -44,7 +44,7 @@ impl Loaded {
         let in_file = |why: String| format!("{}: {why}", path.display());
         let problem = match op.as_str() {
             "scan" => Problem::Scan(Scan::read(case).map_err(in_file)?),
-            "selective_scan" => Problem::Selective(Selective::read(case).map_err(in_file)?),
+            "selective_scan" => Problem::Selective(Box::new(Selective::read(case).map_err(in_file)?)),
             "causal_conv1d" => Problem::Conv1d(Conv1d::read(case).map_err(in_file)?),
             "mamba_block" | "ssd" | "mamba3_siso" | "s4d_kernel" => Problem::Skipped,
             other => return Err(in_file(format!("option `op` is {other:?}, which is no operator of this format"))),

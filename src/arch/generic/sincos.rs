@@ -48,7 +48,10 @@ impl<V: Vector> Part<V> for Far<V> {
         }
         // The low part is below an ulp of the angle: first order, and none where the angle is beyond all meaning.
         let low = V::select(self.low.abs().lt(zero.splat(V::Real::ONE)), self.low, zero);
-        (low.mul_add(cos, sin), low.neg_mul_add(sin, cos))
+        let far = (low.mul_add(cos, sin), low.neg_mul_add(sin, cos));
+        // A lane in the reduction's range has the same bits whatever its neighbours are.
+        let (near, within) = (reduced(self.high, self.low), self.high.abs().lt(zero.splat(V::Real::ANGLE_MAX)));
+        (V::select(within, near.0, far.0), V::select(within, near.1, far.1))
     }
 }
 
