@@ -3,21 +3,17 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use selective_scan::arch::Isa;
 use selective_scan::buffer::Buffer;
-use selective_scan::layers::conv1d::{
-    ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvProblem, ConvStep, causal_conv1d_bwd, causal_conv1d_bwd_workspace, causal_conv1d_fwd,
-    causal_conv1d_fwd_workspace, causal_conv1d_update, causal_conv1d_update_workspace,
-};
+use selective_scan::cpu::Cpu;
+use selective_scan::layers::conv1d::{CausalConv1d, ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvProblem, ConvStep};
 use selective_scan::par::Par;
 use selective_scan::sequences::Sequences;
 use selective_scan::view::{View, ViewMut};
 
-fn ways() -> Vec<(&'static str, Par)> {
-    vec![
-        ("seq", Par::Seq),
-        #[cfg(feature = "rayon")]
-        ("rayon", Par::Rayon),
-    ]
+fn engines() -> Vec<(&'static str, Cpu)> {
+    let plain = Cpu::new().with_isa(Isa::Portable).expect("the portable kernels run anywhere");
+    vec![("portable", plain.with_par(Par::Seq)), ("cpu", Cpu::new().with_par(Par::Seq)), ("cpu_threads", Cpu::new())]
 }
 
 fn wave(count: usize) -> Vec<f32> {
@@ -41,29 +37,29 @@ fn causal_conv1d(c: &mut Criterion) {
         };
         let problem = ConvProblem { batch, seqlen, dim, width, states: batch };
         let mut buffer = Buffer::new();
-        for (name, par) in ways() {
+        for (name, engine) in engines() {
             let id = |op: &str| format!("{op}/{name}/f32/b{batch}_d{dim}_l{seqlen}_w{width}");
             group.throughput(Throughput::Bytes(8 * x.len() as u64));
             group.bench_function(id("fwd"), |b| {
                 b.iter(|| {
-                    let mut ws = buffer.workspace(causal_conv1d_fwd_workspace::<f32>(&problem, par));
+                    let mut ws = buffer.workspace(engine.causal_conv1d_fwd_workspace::<f32>(&problem));
                     let args = ConvFwd { inputs: black_box(inputs), out: ViewMut::new(&mut out, dims), final_window: None };
-                    causal_conv1d_fwd(args, par, &mut ws).unwrap();
+                    engine.causal_conv1d_fwd(args, &mut ws).unwrap();
                 })
             });
             group.bench_function(id("bwd"), |b| {
                 b.iter(|| {
-                    let mut ws = buffer.workspace(causal_conv1d_bwd_workspace::<f32>(&problem, par));
+                    let mut ws = buffer.workspace(engine.causal_conv1d_bwd_workspace::<f32>(&problem));
                     let (grad_x, weight) = (ViewMut::new(&mut grad_x, dims), ViewMut::new(&mut grad_weight, [dim, width]));
                     let grads = ConvGrads { x: Some(grad_x), weight: Some(weight), ..Default::default() };
                     let args = ConvBwd { inputs: black_box(inputs), grad_out: View::new(&grad_out, dims), grad_final_window: None, grads };
-                    causal_conv1d_bwd(args, par, &mut ws).unwrap();
+                    engine.causal_conv1d_bwd(args, &mut ws).unwrap();
                 })
             });
             group.throughput(Throughput::Bytes((8 * batch * dim) as u64));
             group.bench_function(id("update"), |b| {
                 b.iter(|| {
-                    let mut ws = buffer.workspace(causal_conv1d_update_workspace::<f32>(&problem, par));
+                    let mut ws = buffer.workspace(engine.causal_conv1d_update_workspace::<f32>(&problem));
                     let args = ConvStep {
                         x: View::new(black_box(&x[..batch * dim]), [batch, dim]),
                         weight: inputs.weight,
@@ -73,7 +69,7 @@ fn causal_conv1d(c: &mut Criterion) {
                         out: ViewMut::new(&mut out[..batch * dim], [batch, dim]),
                         silu: true,
                     };
-                    causal_conv1d_update(args, par, &mut ws).unwrap();
+                    engine.causal_conv1d_update(args, &mut ws).unwrap();
                 })
             });
         }

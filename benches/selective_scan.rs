@@ -4,9 +4,11 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
+use selective_scan::blelloch::Blelloch;
 use selective_scan::buffer::Buffer;
 use selective_scan::element::Input;
 use selective_scan::naive::Naive;
+use selective_scan::par::Par;
 use selective_scan::selective::{CoefficientGrad, SelectiveBwd, SelectiveFwd, SelectiveGrads, SelectiveScan};
 use selective_scan::view::{Host, View, ViewMut};
 
@@ -69,6 +71,8 @@ fn selective_scan(c: &mut Criterion) {
     let halves = Full::<bf16>::new(1, 2048, 1536, 16);
     forward(c, "naive", &Naive, &small);
     backward(c, "naive", &Naive, &small);
+    forward(c, "blelloch", &Blelloch::with_par(Par::Seq), &small);
+    backward(c, "blelloch", &Blelloch::with_par(Par::Seq), &small);
     for (name, engine) in cpus() {
         forward(c, &name, &engine, &small);
         backward(c, &name, &engine, &small);

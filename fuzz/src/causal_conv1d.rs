@@ -8,7 +8,7 @@ use selective_scan::naive::Naive;
 use selective_scan::sequences::Sequences;
 use selective_scan::view::{Host, View, ViewMut};
 
-use super::compare::{close, largest};
+use super::compare::{close, each_engine, largest};
 use super::input::{DIMS, Kind, LENGTHS, Source};
 
 struct Case<T> {
@@ -91,13 +91,12 @@ fn check(bytes: &[u8]) -> Result<()> {
     let scale = positive.run(&Naive);
     // silu' moves by up to half of what the sum before it does, and that by units of its own scale.
     let slope = if case.silu { 1.0 + largest(&scale[0].1) } else { 1.0 };
-    let (engine, name) = (Naive, "naive");
-    {
+    each_engine!(engine, name, {
         for ((tensor, got), ((_, want), (_, scale))) in case.run(&engine).iter().zip(want.iter().zip(&scale)) {
             let most = if case.silu { largest(scale) } else { 0.0 };
             close(name, tensor, got, want, |i| 1.1 * scale[i].max(most) * slope, 64.0);
         }
-    }
+    });
     Ok(())
 }
 

@@ -7,6 +7,10 @@ macro_rules! each_engine {
             let ($engine, $name) = (selective_scan::naive::Naive, "naive");
             $body
         }
+        {
+            let ($engine, $name) = (selective_scan::blelloch::Blelloch::with_par(selective_scan::par::Par::Seq), "blelloch");
+            $body
+        }
         for isa in selective_scan::arch::Isa::available() {
             let cpu = selective_scan::cpu::Cpu::new().with_par(selective_scan::par::Par::Seq);
             let ($engine, $name) = (cpu.with_isa(isa).expect("an available instruction set"), isa.name());

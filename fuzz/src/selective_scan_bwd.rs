@@ -3,7 +3,7 @@
 use arbitrary::Result;
 use selective_scan::naive::{Naive, selective_n_eff};
 
-use super::compare::{UNIT, close, largest};
+use super::compare::{UNIT, close, each_engine, largest};
 use super::input::Source;
 use super::selective::Case;
 
@@ -15,13 +15,12 @@ fn check(bytes: &[u8]) -> Result<()> {
     let remembered = selective_n_eff(&wide.inputs()).expect("a valid scan");
     // 4e-6 of the largest value and two units a remembered step, for each of the two recurrences that a gradient multiplies.
     let factor = 2.0 * (4e-6 / UNIT + 4.0 * remembered);
-    let (engine, name) = (Naive, "naive");
-    {
+    each_engine!(engine, name, {
         for ((tensor, got), ((_, want), (_, scale))) in case.backward(&engine).iter().zip(want.iter().zip(&scale)) {
             let most = largest(want).max(largest(scale));
             close(name, tensor, got, want, |_| most, factor);
         }
-    }
+    });
     Ok(())
 }
 

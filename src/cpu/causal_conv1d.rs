@@ -21,14 +21,17 @@ fn forward<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: &[
     kernels.causal_conv1d_fwd::<R>(TileFwd { tile, out: cast_slice_mut(outputs) });
 }
 
-/// A block of channels is one vector.
+/// Vectors of a block: a block is several cache lines of a row, so that few pages are met for many numbers.
+const VECTORS: usize = 8;
+
+/// A group of channels is one vector.
 impl ConvKernel for Kernels {
     fn block<A: Real>(self) -> usize {
-        if double::<A>() { self.lanes::<f64>() } else { self.lanes::<f32>() }
+        VECTORS * ConvKernel::lanes::<A>(self, 0)
     }
 
     fn lanes<A: Real>(self, _: usize) -> usize {
-        self.block::<A>()
+        if double::<A>() { Kernels::lanes::<f64>(self) } else { Kernels::lanes::<f32>(self) }
     }
 
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]) {

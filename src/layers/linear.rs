@@ -137,7 +137,7 @@ fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A]) {
     for (i, row) in sums.chunks_exact_mut(padded(m, n)[1]).take(m).enumerate() {
         for p in 0..k {
             let left = lhs.get([i, p]);
-            row[..n].iter_mut().enumerate().for_each(|(j, sum)| *sum = *sum + left * rhs.get([p, j]));
+            row[..n].iter_mut().enumerate().for_each(|(j, sum)| *sum += left * rhs.get([p, j]));
         }
     }
 }

@@ -167,3 +167,9 @@ fn wrong_crates_are_seen() {
     assert_eq!(faults("src/arch/x86_64/avx2.rs", "use core::arch::x86_64::*;"), 0);
     assert_eq!(faults("src/arch/generic/exp.rs", "fn f(v: Vec<f32>) {}"), 1);
 }
+
+#[test]
+fn the_specification_is_safe() {
+    let root = ["src/naive.rs", "src/naive/mod.rs"].iter().find_map(|p| std::fs::read_to_string(p).ok()).expect("the naive engine");
+    assert!(Source::new("", &root).code().contains("#![forbid(unsafe_code)]"), "the naive engine forbids unsafe code");
+}

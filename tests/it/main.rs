@@ -25,3 +25,5 @@ mod source;
 mod tensors;
 mod threads;
 mod tidy;
+#[cfg(feature = "model")]
+mod train;

@@ -83,6 +83,14 @@ impl<I: Input> Weights<I> {
         Weights { sizes, projections, others }
     }
 
+    /// Zeros for the gradient of each parameter, and of the initial state where there is one.
+    fn zeros(&self, h0: Option<&Vec<I::Accum>>) -> BTreeMap<&'static str, Vec<I::Accum>> {
+        let zeros = |count: usize| vec![I::Accum::default(); count];
+        let projections = self.projections.iter().map(|(&name, v)| (name, zeros(v.len())));
+        let others = self.others.iter().map(|(&name, v)| (name, zeros(v.len())));
+        projections.chain(others).chain(h0.map(|h0| ("h0", zeros(h0.len())))).collect()
+    }
+
     fn params(&self) -> MambaParams<'_, I> {
         let Sizes { hidden, inner, state, rank, width } = self.sizes;
         let projection = |name, dims| View::new(&self.projections[name], dims);
@@ -156,12 +164,7 @@ fn backward<I: Input, E: HostEngine>(engine: &E, t: &Tensors, sequences: Sequenc
     let grad_window_out = t.get("grad_final_window").map(|g| stored::<I>(&g.1));
     let mut grad_x = vec![I::default(); x.len()];
     let mut grad_window = window.as_ref().map(|w| vec![I::default(); w.len()]);
-    let mut grads: BTreeMap<&str, Vec<I::Accum>> =
-        PROJECTIONS.iter().map(|&n| (n, vec![I::Accum::default(); weights.projections[n].len()])).collect();
-    grads.extend(weights.others.iter().map(|(&n, v)| (n, vec![I::Accum::default(); v.len()])));
-    if let Some(h0) = &h0 {
-        grads.insert("h0", vec![I::Accum::default(); h0.len()]);
-    }
+    let mut grads = weights.zeros(h0.as_ref());
     let inputs = MambaInputs {
         params: weights.params(),
         x: View::new(&x, dims),

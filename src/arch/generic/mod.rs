@@ -11,7 +11,6 @@ pub mod number;
 pub mod scan;
 pub mod selective_scan;
 pub mod selective_scan_bwd;
-mod selective_scan_bwd_mamba;
 pub mod silu;
 pub mod sincos;
 pub mod softplus;

@@ -2,9 +2,9 @@
 //! scratch memory that fits the first cache, then backward.
 
 use crate::arch::generic::discretize::{derivatives, discretize};
+use crate::arch::generic::exp::exp2;
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, Real, plane_rows, plane_rows_mut, plane_scalars_mut};
 use crate::arch::generic::selective_scan::{Coef, Inputs, group, steps};
-use crate::arch::generic::selective_scan_bwd_mamba::{Mamba, Varying};
 use crate::arch::generic::silu::{sigmoid, silu_and_grad};
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{BACK, CoefficientMut, SelectiveBwd, SelectiveTile, TILE};
@@ -13,7 +13,7 @@ use crate::element::Weight as _;
 use crate::ops::{Discrete, Rule};
 
 /// The gradient of B or C.
-pub(super) enum CoefMut<'a, V: Vector> {
+enum CoefMut<'a, V: Vector> {
     Varying(PartsMut<'a, V::Real>),
     Constant(PartsMut<'a, V>),
 }
@@ -38,7 +38,7 @@ impl<'a, V: Vector> CoefMut<'a, V> {
     }
     /// Writes the shares of one step and its states, where they vary.
     #[inline(always)]
-    pub(super) fn share<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB]) {
+    fn share<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB]) {
         if let CoefMut::Varying(parts) = self {
             X::write_sums(shares, parts, at);
         }
@@ -55,31 +55,31 @@ impl<'a, V: Vector> CoefMut<'a, V> {
 }
 
 /// What the states of one channel block share on their way back.
-pub(super) struct Shared<'t, 'a, X: Number> {
-    pub(super) inputs: Inputs<'a, X::V>,
-    pub(super) u: &'a [X::V],
+struct Shared<'t, 'a, X: Number> {
+    inputs: Inputs<'a, X::V>,
+    u: &'a [X::V],
     /// States before the tile.
-    pub(super) start: Parts<'a, X::V>,
+    start: Parts<'a, X::V>,
     /// ∂y a step.
-    pub(super) grad_y: &'t [X::V],
+    grad_y: &'t [X::V],
     /// Whether y is wanted.
-    pub(super) gated: bool,
+    gated: bool,
     /// Σ_n Re(C·h) a step.
-    pub(super) y: &'t mut [X::V],
+    y: &'t mut [X::V],
     /// Σ_n Re(λ·conj(γB)) a step: ∂u but for Δ'.
-    pub(super) sum_u: &'t mut [X::V],
+    sum_u: &'t mut [X::V],
     /// ∂Δ' a step.
-    pub(super) sum_dt: &'t mut [X::V],
-    pub(super) carry: PartsMut<'a, X::V>,
-    pub(super) grad_a: PartsMut<'a, X::V>,
-    pub(super) grad_b: CoefMut<'a, X::V>,
-    pub(super) grad_c: CoefMut<'a, X::V>,
+    sum_dt: &'t mut [X::V],
+    carry: PartsMut<'a, X::V>,
+    grad_a: PartsMut<'a, X::V>,
+    grad_b: CoefMut<'a, X::V>,
+    grad_c: CoefMut<'a, X::V>,
     /// Ā, `[t][j]`.
-    pub(super) abar: PartsMut<'t, X::V>,
+    abar: PartsMut<'t, X::V>,
     /// γ, `[t][j]`; unused by Euler's rule.
-    pub(super) gamma: PartsMut<'t, X::V>,
+    gamma: PartsMut<'t, X::V>,
     /// h before step t, `[t][j]`.
-    pub(super) h: PartsMut<'t, X::V>,
+    h: PartsMut<'t, X::V>,
 }
 
 /// `NB` states from `n` on.
@@ -196,6 +196,117 @@ fn back_step<X: Number, const NB: usize>(
     walk.a[j] = walk.a[j].add(through.scale(dt[t]));
     walk.carry[j] = adjoint.mul_conj(abar);
     (share_b, share_c)
+}
+
+/// The varying operands of one channel block.
+struct Varying<'b, R> {
+    /// B `[t][n]`.
+    b: &'b [R],
+    /// C `[t][n]`.
+    c: &'b [R],
+}
+
+/// `NB` states from `n` on in Mamba's own case: Euler's rule, real numbers, B and C varying.
+struct Mamba<'s, 't, 'a, V: Vector, const NB: usize> {
+    shared: &'s mut Shared<'t, 'a, Re<V>>,
+    from: Varying<'a, V::Real>,
+    n: usize,
+}
+
+/// What a group of states carries from step to step.
+struct MambaWalk<V, const NB: usize> {
+    a: [V; NB],
+    /// h after the step.
+    h: [V; NB],
+    /// Ā·λ of the step after.
+    carry: [V; NB],
+    grad_a: [V; NB],
+}
+
+impl<V: Vector, const NB: usize> Part<V> for Mamba<'_, '_, '_, V, NB> {
+    type Out = ();
+    #[inline(always)]
+    fn run(mut self, zero: V) {
+        let mut walk = MambaWalk { a: [zero; NB], h: [zero; NB], carry: [zero; NB], grad_a: [zero; NB] };
+        for j in 0..NB {
+            walk.a[j] = self.shared.inputs.a.re[self.n + j];
+            walk.carry[j] = self.shared.carry.re[self.n + j];
+        }
+        self.forward(zero, &mut walk);
+        for t in (1..self.shared.inputs.steps).rev() {
+            self.back::<false>(zero, &mut walk, t);
+        }
+        if self.shared.inputs.first {
+            self.back::<true>(zero, &mut walk, 0)
+        } else {
+            self.back::<false>(zero, &mut walk, 0)
+        }
+        for j in 0..NB {
+            self.shared.carry.re[self.n + j] = walk.carry[j];
+            self.shared.grad_a.re[self.n + j] = walk.grad_a[j];
+        }
+    }
+}
+
+impl<V: Vector, const NB: usize> Mamba<'_, '_, '_, V, NB> {
+    /// Keeps Ā and the state before every step, and leaves the last state in `walk.h`.
+    #[inline(always)]
+    fn forward(&mut self, zero: V, walk: &mut MambaWalk<V, NB>) {
+        let s = &mut *self.shared;
+        let (dstate, first) = (s.inputs.dstate, s.inputs.first);
+        let mut scaled = walk.a;
+        for j in 0..NB {
+            scaled[j] = scaled[j] * zero.splat(V::Real::LOG2_E);
+            walk.h[j] = if first { zero } else { s.start.re[self.n + j] };
+        }
+        for t in 0..s.inputs.steps {
+            let (dt, du) = (s.inputs.dt[t], s.inputs.du[t]);
+            let at = t * dstate + self.n;
+            let (b, c) = (&self.from.b[at..at + NB], &self.from.c[at..at + NB]);
+            let abar = &mut s.abar.re[t * NB..(t + 1) * NB];
+            let before = &mut s.h.re[t * NB..(t + 1) * NB];
+            let mut y = zero;
+            for j in 0..NB {
+                before[j] = walk.h[j];
+                abar[j] = exp2(dt * scaled[j]);
+                let input = du * zero.splat(b[j]);
+                walk.h[j] = if first && t == 0 { input } else { abar[j].mul_add(walk.h[j], input) };
+                y = walk.h[j].mul_add(zero.splat(c[j]), y);
+            }
+            s.y[t] = s.y[t] + y;
+        }
+    }
+
+    #[inline(always)]
+    fn back<const FIRST: bool>(&mut self, zero: V, walk: &mut MambaWalk<V, NB>, t: usize) {
+        let s = &mut *self.shared;
+        let at = t * s.inputs.dstate + self.n;
+        let (b, c) = (&self.from.b[at..at + NB], &self.from.c[at..at + NB]);
+        let abar = &s.abar.re[t * NB..(t + 1) * NB];
+        let before = &s.h.re[t * NB..(t + 1) * NB];
+        let (dt, du, grad_y) = (s.inputs.dt[t], s.inputs.du[t], s.grad_y[t]);
+        let (mut share_b, mut share_c) = ([Re(zero); NB], [Re(zero); NB]);
+        let (mut to_u, mut to_dt) = (zero, zero);
+        for j in 0..NB {
+            let adjoint = grad_y.mul_add(zero.splat(c[j]), walk.carry[j]);
+            share_c[j] = Re(grad_y * walk.h[j]);
+            share_b[j] = Re(du * adjoint);
+            to_u = adjoint.mul_add(zero.splat(b[j]), to_u);
+            if FIRST {
+                walk.carry[j] = zero;
+                continue;
+            }
+            walk.carry[j] = abar[j] * adjoint;
+            let through = walk.carry[j] * before[j];
+            to_dt = through.mul_add(walk.a[j], to_dt);
+            walk.grad_a[j] = through.mul_add(dt, walk.grad_a[j]);
+            walk.h[j] = before[j];
+        }
+        s.sum_u[t] = s.sum_u[t] + to_u;
+        s.sum_dt[t] = s.sum_dt[t] + to_u.mul_add(s.u[t], to_dt);
+        s.grad_b.share(at, &share_b);
+        s.grad_c.share(at, &share_c);
+    }
 }
 
 /// A loop over states `n..`, returning how many it took.

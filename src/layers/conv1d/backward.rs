@@ -167,7 +167,7 @@ impl<'a, I: Input> Block<'a, I> {
         if let Some(last) = &self.grad_final_window {
             for (k, row) in s.grads.window().chunks_exact_mut(self.problem.dim).enumerate() {
                 load_row(last, [state, k, 0], s.sum);
-                row.iter_mut().zip(s.sum.iter()).for_each(|(to, g)| *to = *to + *g);
+                row.iter_mut().zip(s.sum.iter()).for_each(|(to, g)| *to += *g);
             }
         }
         self.flush(before, span.batch, state, s);
@@ -199,7 +199,7 @@ impl<A: Real> Sums<'_, A> {
             }
             let grads = self.grads.rows[i * lanes..(i + width) * lanes].chunks_exact_mut(lanes);
             for (grads, tap) in grads.zip(self.filter.taps.chunks_exact(lanes)) {
-                grads.iter_mut().zip(tap).zip(self.g.iter()).for_each(|((to, w), g)| *to = *to + *w * *g);
+                grads.iter_mut().zip(tap).zip(self.g.iter()).for_each(|((to, w), g)| *to += *w * *g);
             }
             let (taps, bias) = self.tile.split_at_mut(width * lanes);
             for (sums, row) in taps.chunks_exact_mut(lanes).zip(rows.chunks_exact(lanes)) {

@@ -10,7 +10,7 @@ use super::{ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::buffer::Workspace;
 use crate::element::Input;
 use crate::error::Error;
-use crate::layers::rows::{clear_row, load_row, store_row};
+use crate::layers::rows::{clear_row, store_row};
 use crate::par::Par;
 use crate::sequences::Sequences;
 use crate::view::{Cut, ViewMut};
@@ -22,10 +22,10 @@ pub(super) fn channels(block: usize, lanes: usize, dim: usize) -> Range<usize> {
 }
 
 fn fwd_scratch<I: Input>(kernel: impl ConvKernel, width: usize) -> usize {
-    let lanes = kernel.lanes::<I::Accum>(kernel.block::<I::Accum>());
-    Filter::<I::Accum>::bytes(width, lanes)
-        .saturating_add(Stage::<I::Accum>::bytes(width, lanes))
-        .saturating_add(bytes_of::<I::Accum>(STEPS * lanes) + bytes_of::<usize>(STEPS) + ALIGN)
+    let block = kernel.block::<I::Accum>();
+    Filter::<I::Accum>::bytes(width, block)
+        .saturating_add(Stage::<I::Accum>::bytes(width, block))
+        .saturating_add(bytes_of::<I::Accum>(STEPS * block) + bytes_of::<I::Accum>(block) + bytes_of::<usize>(STEPS) + ALIGN)
 }
 
 /// Bytes of workspace that [`causal_conv1d_fwd`] takes.
@@ -78,7 +78,8 @@ fn forward<I: Input>(
     let (count, lanes) = (of.len(), kernel.lanes::<I::Accum>(of.len()));
     let filter = Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, of.clone(), lanes, &mut ws)?;
     let mut stage = Stage::<I::Accum>::new(problem.width, count, lanes, &mut ws)?;
-    let outputs = ws.slice::<I::Accum>(STEPS * lanes)?;
+    let groups = count.div_ceil(lanes);
+    let (outputs, line) = (ws.slice::<I::Accum>(STEPS * groups * lanes)?, ws.slice::<I::Accum>(groups * lanes)?);
     let positions = ws.slice::<usize>(STEPS)?;
     let span = inputs.sequences.span(state, problem.seqlen);
     let x = inputs.x.slice(2, of.clone());
@@ -92,24 +93,21 @@ fn forward<I: Input>(
     let mut walk = inputs.sequences.walk(&span);
     while let Some(tile) = walk.next(positions) {
         stage.load_tile(&x, span.batch, tile, positions);
-        kernel.forward(&filter, stage.rows, &mut outputs[..tile.count * lanes]);
-        for (row, &t) in outputs.chunks_exact(lanes).zip(&positions[..tile.count]) {
-            store_row(&mut out, [0, t - span.range.start, 0], &row[..count]);
+        for (g, outputs) in outputs.chunks_exact_mut(STEPS * lanes).enumerate() {
+            kernel.forward(&filter.group(g), stage.group(g), &mut outputs[..tile.count * lanes]);
+        }
+        for (i, &t) in positions[..tile.count].iter().enumerate() {
+            for (group, part) in outputs.chunks_exact(STEPS * lanes).zip(line.chunks_exact_mut(lanes)) {
+                part.copy_from_slice(&group[i * lanes..][..lanes]);
+            }
+            store_row(&mut out, [0, t - span.range.start, 0], &line[..count]);
         }
         stage.advance(tile.count);
     }
     if let Some(mut last) = last {
-        let rows = stage.window().chunks_exact(lanes).enumerate();
-        rows.for_each(|(k, row)| store_row(&mut last, [0, k, 0], &row[..count]));
+        (0..problem.width - 1).for_each(|k| store_row(&mut last, [0, k, 0], stage.row(k)));
     }
     Ok(())
-}
-
-fn update_scratch<I: Input>(kernel: impl ConvKernel, width: usize) -> usize {
-    let lanes = kernel.lanes::<I::Accum>(kernel.block::<I::Accum>());
-    Filter::<I::Accum>::bytes(width, lanes)
-        .saturating_add(bytes_of::<I::Accum>(width.saturating_mul(lanes)))
-        .saturating_add(bytes_of::<I::Accum>(lanes) + ALIGN)
 }
 
 /// Bytes of workspace that [`causal_conv1d_update`] takes.
@@ -124,7 +122,7 @@ pub fn causal_conv1d_update<I: Input>(args: ConvStep<'_, I>, par: Par, ws: &mut 
 
 /// As [`causal_conv1d_update_workspace`], with an engine's kernel.
 pub(crate) fn update_workspace_with<I: Input>(kernel: impl ConvKernel, problem: &ConvProblem, par: Par) -> usize {
-    par.scratch_bytes(update_scratch::<I>(kernel, problem.width))
+    par.scratch_bytes(fwd_scratch::<I>(kernel, problem.width))
 }
 
 /// As [`causal_conv1d_update`], with an engine's kernel.
@@ -139,22 +137,21 @@ pub(crate) fn update_with<I: Input>(kernel: impl ConvKernel, args: ConvStep<'_, 
         let (x, count, lanes) = (x.slice(1, of.clone()), of.len(), kernel.lanes::<I::Accum>(of.len()));
         let mut take = || -> Result<_, Error> {
             let filter = Filter::new(&weight, bias.as_ref(), silu, of.clone(), lanes, ws)?;
-            Ok((filter, ws.slice::<I::Accum>(width * lanes)?, ws.slice::<I::Accum>(lanes)?))
+            let stage = Stage::<I::Accum>::new(width, count, lanes, ws)?;
+            Ok((filter, stage, ws.slice::<I::Accum>(count.next_multiple_of(lanes))?))
         };
-        let (filter, rows, outputs) = take().expect("scratch memory as update_scratch says");
-        rows.fill(I::Accum::default());
+        let (filter, mut stage, line) = take().expect("scratch memory as fwd_scratch says");
         for b in 0..x.dims()[0] {
             let slot = slots.map_or(b as i64, |v| i64::from(v.get([b])));
             let Ok(slot) = usize::try_from(slot) else { continue };
-            let (before, new) = rows.split_at_mut((width - 1) * lanes);
-            let before = before.chunks_exact_mut(lanes).enumerate();
-            before.for_each(|(k, row)| load_row(&window.as_view(), [slot, k, 0], &mut row[..count]));
-            load_row(&x, [b, 0], &mut new[..count]);
-            kernel.forward(&filter, rows, outputs);
-            store_row(&mut out, [b, 0], &outputs[..count]);
-            let after = rows[lanes..].chunks_exact(lanes).enumerate();
-            after.for_each(|(k, row)| store_row(&mut window, [slot, k, 0], &row[..count]));
+            stage.load_window(&window.as_view(), slot);
+            stage.load_new(&x, b);
+            let groups = line.chunks_exact_mut(lanes).enumerate();
+            groups.for_each(|(g, outputs)| kernel.forward(&filter.group(g), stage.group(g), outputs));
+            store_row(&mut out, [b, 0], &line[..count]);
+            stage.advance(1);
+            (0..width - 1).for_each(|k| store_row(&mut window, [slot, k, 0], stage.row(k)));
         }
     };
-    par.run(0, dim.div_ceil(block), split, &mut ws.reborrow(), update_scratch::<I>(kernel, width), work)
+    par.run(0, dim.div_ceil(block), split, &mut ws.reborrow(), fwd_scratch::<I>(kernel, width), work)
 }

@@ -18,9 +18,10 @@ pub(super) const STEPS: usize = 32;
 pub(crate) trait ConvKernel: Copy + Sync {
     /// Channels of a block of numbers of type `A`.
     fn block<A: Real>(self) -> usize;
-    /// Numbers in a row that holds so many channels; those behind the channels are 0, and what comes of them is not used.
+    /// Channels in a row of a block of so many channels: all of them, or the lanes of a vector. Then the block is several
+    /// groups of rows, the last one filled up with zeros, and what comes of those is not used.
     fn lanes<A: Real>(self, channels: usize) -> usize;
-    /// The outputs of as many positions as `outputs` has rows. `rows` begins with the W − 1 rows before the first.
+    /// The outputs of one group for as many positions as `outputs` has rows. `rows` begins with the W − 1 rows before the first.
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]);
 }
 
@@ -47,11 +48,11 @@ impl ConvKernel for Plain {
     }
 }
 
-/// The filter of a block of channels: one row of channels for each tap.
+/// The filter of a block of channels, group by group: one row of channels for each tap.
 pub(crate) struct Filter<'s, A> {
-    /// (W, lanes).
+    /// (groups, W, lanes).
     pub(crate) taps: &'s [A],
-    /// A row; zeros where there is no bias.
+    /// (groups, lanes); zeros where there is no bias.
     pub(crate) bias: &'s [A],
     pub(crate) lanes: usize,
     pub(crate) width: usize,
@@ -73,16 +74,21 @@ impl<'s, A: Real> Filter<'s, A> {
         lanes: usize,
         ws: &mut Workspace<'s>,
     ) -> Result<Self, Error> {
-        let width = weight.dims()[1];
-        let taps = ws.slice::<A>(width * lanes)?;
+        let (width, groups) = (weight.dims()[1], channels.len().div_ceil(lanes));
+        let (taps, row) = (ws.slice::<A>(groups * width * lanes)?, ws.slice::<A>(groups * lanes)?);
         taps.fill(A::ZERO);
-        for (k, row) in taps.chunks_exact_mut(lanes).enumerate() {
-            row.iter_mut().zip(channels.clone()).for_each(|(to, d)| *to = weight.get([d, k]));
-        }
-        let row = ws.slice::<A>(lanes)?;
         row.fill(A::ZERO);
-        row.iter_mut().zip(channels).for_each(|(to, d)| *to = bias.map_or(A::ZERO, |v| v.get([d])));
+        for (i, d) in channels.enumerate() {
+            row[i] = bias.map_or(A::ZERO, |v| v.get([d]));
+            (0..width).for_each(|k| taps[(i / lanes * width + k) * lanes + i % lanes] = weight.get([d, k]));
+        }
         Ok(Filter { taps, bias: row, lanes, width, silu })
+    }
+
+    /// The filter of one group of channels.
+    pub(super) fn group(&self, group: usize) -> Filter<'_, A> {
+        let (taps, bias) = (&self.taps[group * self.width * self.lanes..], &self.bias[group * self.lanes..]);
+        Filter { taps: &taps[..self.width * self.lanes], bias: &bias[..self.lanes], ..*self }
     }
 
     /// bias + Σ_k w_k x_k for one position; `rows` begins with the oldest of the W rows it reads.
@@ -91,57 +97,93 @@ impl<'s, A: Real> Filter<'s, A> {
         sums.copy_from_slice(self.bias);
         for (tap, row) in self.taps.chunks_exact(self.lanes).zip(rows.chunks_exact(self.lanes)) {
             for ((sum, w), x) in sums.iter_mut().zip(tap).zip(row) {
-                *sum = *sum + *w * *x;
+                *sum += *w * *x;
             }
         }
     }
 }
 
-/// Rows of channels: the W − 1 that came before, then a tile of positions.
+/// Rows of channels, group by group: the W − 1 that came before, then a tile of positions.
 pub(super) struct Stage<'s, A> {
     pub(super) rows: &'s mut [A],
+    /// One row of all channels.
+    line: &'s mut [A],
     lanes: usize,
     before: usize,
     channels: usize,
 }
 
 impl<'s, A: Real> Stage<'s, A> {
-    /// Bytes that [`Stage::new`] takes.
-    pub(super) fn bytes(width: usize, lanes: usize) -> usize {
-        bytes_of::<A>((width - 1).saturating_add(STEPS).saturating_mul(lanes))
+    /// Bytes that [`Stage::new`] takes, with `channels` a multiple of the lanes.
+    pub(super) fn bytes(width: usize, channels: usize) -> usize {
+        bytes_of::<A>((width - 1).saturating_add(STEPS).saturating_mul(channels)).saturating_add(bytes_of::<A>(channels))
     }
 
     /// A stage with no inputs before the first: zeros.
     pub(super) fn new(width: usize, channels: usize, lanes: usize, ws: &mut Workspace<'s>) -> Result<Self, Error> {
-        let rows = ws.slice::<A>((width - 1 + STEPS) * lanes)?;
+        let padded = channels.next_multiple_of(lanes);
+        let (rows, line) = (ws.slice::<A>((width - 1 + STEPS) * padded)?, ws.slice::<A>(padded)?);
         rows.fill(A::ZERO);
-        Ok(Stage { rows, lanes, before: width - 1, channels })
+        line.fill(A::ZERO);
+        Ok(Stage { rows, line, lanes, before: width - 1, channels })
     }
 
-    /// The W − 1 rows that came before.
+    /// The rows of one group.
+    pub(super) fn group(&self, group: usize) -> &[A] {
+        let size = (self.before + STEPS) * self.lanes;
+        &self.rows[group * size..][..size]
+    }
+
+    /// The W − 1 rows that came before, of a stage of one group.
     pub(super) fn window(&mut self) -> &mut [A] {
+        assert_eq!(self.channels, self.lanes);
         &mut self.rows[..self.before * self.lanes]
+    }
+
+    /// Takes one row from a tensor.
+    fn load<I: Input<Accum = A>, const R: usize>(&mut self, row: usize, from: &View<'_, I, R>, at: [usize; R]) {
+        let (lanes, size) = (self.lanes, (self.before + STEPS) * self.lanes);
+        if self.channels == lanes {
+            return load_row(from, at, &mut self.rows[row * lanes..][..lanes]);
+        }
+        load_row(from, at, &mut self.line[..self.channels]);
+        for (group, part) in self.rows.chunks_exact_mut(size).zip(self.line.chunks_exact(lanes)) {
+            group[row * lanes..][..lanes].copy_from_slice(part);
+        }
+    }
+
+    /// Row `row` of all channels.
+    pub(super) fn row(&mut self, row: usize) -> &[A] {
+        let (lanes, size) = (self.lanes, (self.before + STEPS) * self.lanes);
+        for (group, part) in self.rows.chunks_exact(size).zip(self.line.chunks_exact_mut(lanes)) {
+            part.copy_from_slice(&group[row * lanes..][..lanes]);
+        }
+        &self.line[..self.channels]
     }
 
     /// Takes the window of state `state`.
     pub(super) fn load_window<I: Input<Accum = A>>(&mut self, from: &View<'_, I, 3>, state: usize) {
-        let (lanes, channels) = (self.lanes, self.channels);
-        let rows = self.window().chunks_exact_mut(lanes).enumerate();
-        rows.for_each(|(k, row)| load_row(from, [state, k, 0], &mut row[..channels]));
+        (0..self.before).for_each(|k| self.load(k, from, [state, k, 0]));
     }
 
     /// Takes the tile's positions, after a window of zeros where a later sequence of the span begins.
     pub(super) fn load_tile<I: Input<Accum = A>>(&mut self, x: &View<'_, I, 3>, batch: usize, tile: Tile, positions: &[usize]) {
         if tile.fresh && !tile.first {
-            self.window().fill(A::ZERO);
+            self.rows.fill(A::ZERO);
         }
-        let rows = self.rows[self.before * self.lanes..].chunks_exact_mut(self.lanes);
-        rows.zip(&positions[..tile.count]).for_each(|(row, &t)| load_row(x, [batch, t, 0], &mut row[..self.channels]));
+        let before = self.before;
+        positions[..tile.count].iter().enumerate().for_each(|(i, &t)| self.load(before + i, x, [batch, t, 0]));
+    }
+
+    /// Takes row `batch` of (B, D) as the only position.
+    pub(super) fn load_new<I: Input<Accum = A>>(&mut self, x: &View<'_, I, 2>, batch: usize) {
+        self.load(self.before, x, [batch, 0]);
     }
 
     /// Drops the `count` oldest rows, so that the last W − 1 are the window of the next tile.
     pub(super) fn advance(&mut self, count: usize) {
-        let lanes = self.lanes;
-        self.rows.copy_within(count * lanes..(count + self.before) * lanes, 0);
+        let (lanes, before) = (self.lanes, self.before);
+        let groups = self.rows.chunks_exact_mut((before + STEPS) * lanes);
+        groups.for_each(|group| group.copy_within(count * lanes..(count + before) * lanes, 0));
     }
 }

@@ -129,7 +129,7 @@ fn block_product<I: Input, O: Element<Arith = I::Accum>>(
             row.iter_mut().zip(&total[i * width..]).for_each(|(to, sum)| *to = I::Accum::from_f64(*sum));
         }
         if let Some(bias) = &bias {
-            row[..n].iter_mut().enumerate().for_each(|(c, to)| *to = *to + bias.get([c]));
+            row[..n].iter_mut().enumerate().for_each(|(c, to)| *to += bias.get([c]));
         }
         store_row(out, [i, 0], &row[..n]);
     }

@@ -1,0 +1,89 @@
+//! What examples share: command lines of `--name value` pairs, and the choice of an engine.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// Options given on a command line.
+pub struct Arguments {
+    given: BTreeMap<String, String>,
+    flags: Vec<String>,
+}
+
+impl Arguments {
+    /// Reads `--name value` for `options` and `--name` for `flags`; None where help was asked for. `Err` is one sentence.
+    pub fn parse(mut given: impl Iterator<Item = String>, options: &[&str], flags: &[&str]) -> Result<Option<Arguments>, String> {
+        let mut all = Arguments { given: BTreeMap::new(), flags: Vec::new() };
+        while let Some(word) = given.next() {
+            if word == "--help" || word == "-h" {
+                return Ok(None);
+            }
+            let name = word.strip_prefix("--").ok_or_else(|| format!("`{word}` is not an option"))?;
+            if flags.contains(&name) {
+                all.flags.push(name.to_string());
+            } else if options.contains(&name) {
+                let value = given.next().ok_or_else(|| format!("{word} wants a value"))?;
+                if all.given.insert(name.to_string(), value).is_some() {
+                    return Err(format!("{word} is given twice"));
+                }
+            } else {
+                return Err(format!("{word} is not an option"));
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// The value of an option, if it was given.
+    pub fn get<T: FromStr>(&self, name: &str) -> Result<Option<T>, String> {
+        let Some(value) = self.given.get(name) else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| format!("--{name} cannot be `{value}`"))
+    }
+
+    /// The value of an option, or a default.
+    pub fn or<T: FromStr>(&self, name: &str, default: T) -> Result<T, String> {
+        Ok(self.get(name)?.unwrap_or(default))
+    }
+
+    /// Whether a flag was given.
+    #[allow(dead_code)]
+    pub fn has(&self, name: &str) -> bool {
+        self.flags.iter().any(|flag| flag == name)
+    }
+}
+
+/// Why an example ends early: the sentence for stderr and the exit status.
+pub struct Failure {
+    /// One sentence.
+    pub why: String,
+    /// 1 where the work failed, 2 where it could not begin.
+    pub status: u8,
+}
+
+impl Failure {
+    /// The work failed.
+    pub fn work(why: impl ToString) -> Failure {
+        Failure { why: why.to_string(), status: 1 }
+    }
+
+    /// The command line or a file it names is wrong.
+    pub fn usage(why: impl ToString) -> Failure {
+        Failure { why: why.to_string(), status: 2 }
+    }
+}
+
+/// Calls `$run(engine, par, isa, $arg…)` with the engine of that name; an `Err` that lists the names otherwise. `$isa` is how the engine
+/// computes, for printing.
+#[macro_export]
+macro_rules! with_engine {
+    ($name:expr, $run:ident $(, $arg:expr)*) => {{
+        use selective_scan::par::Par;
+        match $name {
+            "naive" => $run(selective_scan::naive::Naive, Par::default(), "scalar", $($arg),*),
+            "blelloch" => $run(selective_scan::blelloch::Blelloch::new(), Par::default(), "scalar", $($arg),*),
+            "cpu" => {
+                let engine = selective_scan::cpu::Cpu::new();
+                $run(engine, Par::default(), engine.isa().name(), $($arg),*)
+            }
+            other => Err($crate::common::Failure::usage(format!("--engine is naive, blelloch or cpu, not `{other}`"))),
+        }
+    }};
+}

@@ -1,0 +1,137 @@
+//! Trains a byte-level Mamba model on a text file.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use common::{Arguments, Failure};
+use indicatif::{ProgressBar, ProgressStyle};
+use run::{Event, Options, train};
+use selective_scan::block::HostEngine;
+use selective_scan::par::Par;
+
+const HELP: &str = "\
+Trains a byte-level Mamba language model on a text file, with AdamW, a cosine schedule with warm-up, and gradient clipping.
+
+    cargo run --release --example train -- --data FILE --valid FILE --out DIR [OPTIONS]
+
+    --data FILE            text to learn
+    --valid FILE           text to be judged on: the whole of it, as one sequence
+    --out DIR              gets checkpoint.safetensors, loss.tsv and, at the end, the model in the published layout (f16)
+    --resume               go on from DIR's checkpoint; the result has the same bits as without the interruption
+    --layers N             blocks, 4                  --dim N              width, 256
+    --state N              states a channel, 16       --batch N            sequences a step, 16
+    --seqlen N             bytes a sequence, 256      --steps N            steps in all, 4000
+    --lr X                 largest rate, 3e-3         --warmup N           steps of warm-up, 100
+    --weight-decay X       on matrices, 0.1           --clip X             largest gradient norm, 1
+    --seed N               of everything drawn, 1     --threads N          all cores by default
+    --checkpoint-every N   steps, 200                 --eval-every N       steps, 500
+    --time-limit SECONDS   save a checkpoint and the model as it is, and stop
+    --engine NAME          naive, blelloch or cpu (default)
+    --help                 this text
+
+Exit status: 0, 1 where training fails, 2 where the command line or a file is wrong.";
+
+const NAMES: [&str; 19] = [
+    "data",
+    "valid",
+    "out",
+    "layers",
+    "dim",
+    "state",
+    "batch",
+    "seqlen",
+    "steps",
+    "lr",
+    "warmup",
+    "weight-decay",
+    "clip",
+    "seed",
+    "threads",
+    "checkpoint-every",
+    "eval-every",
+    "time-limit",
+    "engine",
+];
+
+fn options(given: &Arguments) -> Result<Options, String> {
+    let path = |name: &str| given.get::<PathBuf>(name)?.ok_or_else(|| format!("--{name} is wanted"));
+    Ok(Options {
+        data: path("data")?,
+        valid: path("valid")?,
+        out: path("out")?,
+        resume: given.has("resume"),
+        layers: given.or("layers", 4)?,
+        dim: given.or("dim", 256)?,
+        state: given.or("state", 16)?,
+        batch: given.or("batch", 16)?,
+        seqlen: given.or("seqlen", 256)?,
+        steps: given.or("steps", 4000)?,
+        rate: given.or("lr", 3e-3)?,
+        warmup: given.or("warmup", 100)?,
+        weight_decay: given.or("weight-decay", 0.1)?,
+        clip: given.or("clip", 1.0)?,
+        seed: given.or("seed", 1)?,
+        checkpoint_every: given.or("checkpoint-every", 200)?,
+        eval_every: given.or("eval-every", 500)?,
+        time_limit: given.get("time-limit")?,
+    })
+}
+
+fn show<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Result<(), Failure> {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta} {msg}").expect("a template of known keys");
+    let bar = ProgressBar::new(options.steps).with_style(style);
+    let last = train(engine, par, options, |event| match event {
+        Event::Step { done, bits, speed, .. } => {
+            bar.set_position(done);
+            bar.set_message(format!("{bits:.3} bits/byte, {speed:.0} bytes/s, {isa}"));
+        }
+        Event::Judged { done, bits } => bar.suspend(|| println!("step {done}: {bits:.4} bits a byte on the validation text")),
+    })
+    .map_err(Failure::from)?;
+    bar.finish_and_clear();
+    println!(
+        "{} of {} steps, {:.4} bits a byte on the validation text, model in {}",
+        last.step,
+        options.steps,
+        last.bits,
+        options.out.display()
+    );
+    Ok(())
+}
+
+impl From<run::Fault> for Failure {
+    fn from(fault: run::Fault) -> Failure {
+        match fault {
+            run::Fault::Operand(why) => Failure::usage(why),
+            run::Fault::Work(why) => Failure::work(why),
+        }
+    }
+}
+
+fn start() -> Result<(), Failure> {
+    let given = Arguments::parse(std::env::args().skip(1), &NAMES, &["resume"]).map_err(Failure::usage)?;
+    let Some(given) = given else {
+        println!("{HELP}");
+        return Ok(());
+    };
+    if let Some(threads) = given.get::<usize>("threads").map_err(Failure::usage)? {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(Failure::work)?;
+    }
+    let options = options(&given).map_err(Failure::usage)?;
+    let name = given.or("engine", "cpu".to_string()).map_err(Failure::usage)?;
+    with_engine!(name.as_str(), show, &options)
+}
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("train: {}", failure.why);
+            ExitCode::from(failure.status)
+        }
+    }
+}

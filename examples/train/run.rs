@@ -1,0 +1,253 @@
+//! The training run: batches, steps, checkpoints, judging, the loss curve.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use selective_scan::block::HostEngine;
+use selective_scan::element::Dtype;
+use selective_scan::model::{
+    AdamW, AdamWOptions, BYTE_VOCAB, Checkpoint, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Schedule, bytes_to_tokens,
+    init, save,
+};
+use selective_scan::par::Par;
+
+/// The checkpoint's name in the folder of a run.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The loss curve's name.
+pub const CURVE: &str = "loss.tsv";
+/// Bytes that are judged in one call; the state is carried from one to the next.
+const WINDOW: usize = 8192;
+/// Steps whose mean loss makes one line of the curve.
+const LINE: u64 = 10;
+/// The last rate over the largest.
+const FLOOR: f64 = 0.05;
+
+/// What a run is asked to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub data: PathBuf,
+    pub valid: PathBuf,
+    pub out: PathBuf,
+    pub resume: bool,
+    pub layers: usize,
+    pub dim: usize,
+    pub state: usize,
+    pub batch: usize,
+    pub seqlen: usize,
+    pub steps: u64,
+    pub rate: f64,
+    pub warmup: u64,
+    pub weight_decay: f64,
+    pub clip: f64,
+    pub seed: u64,
+    pub checkpoint_every: u64,
+    pub eval_every: u64,
+    pub time_limit: Option<f64>,
+}
+
+/// What a caller may show.
+pub enum Event {
+    /// A step is done: its loss in bits a byte, bytes a second.
+    Step { done: u64, bits: f64, speed: f64 },
+    /// The validation text was judged.
+    Judged { done: u64, bits: f64 },
+}
+
+/// Why a run ends early.
+#[derive(Debug)]
+pub enum Fault {
+    /// An option or file is wrong.
+    Operand(String),
+    /// The work itself failed.
+    Work(String),
+}
+
+fn work(error: impl ToString) -> Fault {
+    Fault::Work(error.to_string())
+}
+
+fn operand(error: impl ToString) -> Fault {
+    Fault::Operand(error.to_string())
+}
+
+/// How a run ended.
+pub struct Summary {
+    pub step: u64,
+    pub bits: f64,
+}
+
+impl Options {
+    fn check(&self) -> Result<(), Fault> {
+        let sizes = [
+            ("batch", self.batch),
+            ("seqlen", self.seqlen),
+            ("checkpoint-every", self.checkpoint_every as usize),
+            ("eval-every", self.eval_every as usize),
+        ];
+        match sizes.into_iter().find(|(_, size)| *size == 0) {
+            Some((name, _)) => Err(operand(format!("--{name} is at least 1"))),
+            None if !(self.rate > 0.0 && self.rate.is_finite()) => Err(operand("--lr is a finite number above 0")),
+            None => Ok(()),
+        }
+    }
+
+    fn config(&self) -> ModelConfig {
+        ModelConfig {
+            vocab_size: BYTE_VOCAB,
+            hidden_size: self.dim,
+            intermediate_size: self.dim.saturating_mul(2),
+            state_size: self.state,
+            num_hidden_layers: self.layers,
+            time_step_rank: self.dim.div_ceil(16),
+            rescale_prenorm_residual: true,
+            bos_token_id: None,
+            eos_token_id: Vec::new(),
+            pad_token_id: None,
+            ..ModelConfig::default()
+        }
+    }
+
+    /// What must be the same when a run is resumed, and the data's length.
+    fn notes(&self, data: usize) -> serde_json::Map<String, serde_json::Value> {
+        let value = serde_json::json!({
+            "batch": self.batch, "seqlen": self.seqlen, "steps": self.steps, "rate": self.rate, "warmup": self.warmup,
+            "seed": self.seed, "data": data,
+        });
+        value.as_object().cloned().unwrap_or_default()
+    }
+
+    fn fresh(&self, data: usize) -> Result<Checkpoint, Fault> {
+        let config = self.config();
+        let parameters = init::<f32>(&config, self.seed).map_err(operand)?;
+        let how = AdamWOptions { weight_decay: self.weight_decay, clip: self.clip, ..AdamWOptions::default() };
+        let optimizer = AdamW::new(how, &parameters).map_err(operand)?;
+        let rng = Rng::keyed(self.seed, "batches").state();
+        Ok(Checkpoint { config, parameters, optimizer, rng, position: 0, notes: self.notes(data) })
+    }
+
+    /// The run's state: fresh, or from the folder's checkpoint.
+    fn begin(&self, data: usize) -> Result<Checkpoint, Fault> {
+        let (path, fresh) = (self.out.join(CHECKPOINT), self.fresh(data)?);
+        if !self.resume {
+            return match path.exists() {
+                true => Err(operand(format!("{} is there: --resume goes on from it", path.display()))),
+                false => Ok(fresh),
+            };
+        }
+        if !path.exists() {
+            return Ok(fresh);
+        }
+        let found = Checkpoint::load(&path).map_err(operand)?;
+        let same = found.notes == fresh.notes && found.config == fresh.config && found.optimizer.options == fresh.optimizer.options;
+        if same { Ok(found) } else { Err(operand(format!("{} is of a run with other options", path.display()))) }
+    }
+}
+
+fn text(path: &Path, least: usize) -> Result<Vec<u32>, Fault> {
+    let bytes = fs::read(path).map_err(|error| operand(format!("{}: {error}", path.display())))?;
+    if bytes.len() < least {
+        return Err(operand(format!("{} has {} bytes, at least {least} are wanted", path.display(), bytes.len())));
+    }
+    Ok(bytes_to_tokens(&bytes))
+}
+
+/// Random windows of the text and the bytes that follow theirs.
+fn draw(text: &[u32], options: &Options, rng: &mut Rng, tokens: &mut Vec<u32>, targets: &mut Vec<u32>) {
+    tokens.clear();
+    targets.clear();
+    for _ in 0..options.batch {
+        let at = rng.below((text.len() - options.seqlen) as u64) as usize;
+        tokens.extend(&text[at..at + options.seqlen]);
+        targets.extend(&text[at + 1..at + options.seqlen + 1]);
+    }
+}
+
+/// Bits a byte on a whole text, read as one sequence.
+pub fn judge<E: HostEngine>(
+    model: &MambaLm<E>,
+    parameters: &Parameters<f32>,
+    text: &[u32],
+    memory: &mut LmMemory<f32>,
+) -> Result<f64, Fault> {
+    let mut state = ModelState::zeros(model.sizes(), 1);
+    let (mut sum, mut count) = (0.0, 0);
+    let (tokens, targets) = (&text[..text.len() - 1], &text[1..]);
+    for (tokens, targets) in tokens.chunks(WINDOW).zip(targets.chunks(WINDOW)) {
+        let loss = model.loss(parameters, tokens, targets, 1, Some(&mut state), memory).map_err(work)?;
+        (sum, count) = (sum + loss.sum, count + loss.count);
+    }
+    Ok(sum / count as f64 * std::f64::consts::LOG2_E)
+}
+
+/// The loss curve: lines `step, kind, bits a byte, rate, seconds of this process`.
+struct Curve {
+    path: PathBuf,
+    text: String,
+    start: Instant,
+    sum: f64,
+}
+
+impl Curve {
+    /// The lines up to a step that a file already has.
+    fn begin(out: &Path, step: u64) -> Curve {
+        let path = out.join(CURVE);
+        let old = fs::read_to_string(&path).unwrap_or_default();
+        let keep = |line: &&str| line.split('\t').next().and_then(|n| n.parse().ok()).is_some_and(|n: u64| n <= step);
+        let mut text = String::from("step\ttext\tbits_per_byte\trate\tseconds\n");
+        old.lines().filter(keep).for_each(|line| text.extend([line, "\n"]));
+        Curve { path, text, start: Instant::now(), sum: 0.0 }
+    }
+
+    fn line(&mut self, step: u64, kind: &str, bits: f64, rate: f64) -> Result<(), Fault> {
+        let seconds = self.start.elapsed().as_secs_f64();
+        writeln!(self.text, "{step}\t{kind}\t{bits:.4}\t{rate:.3e}\t{seconds:.1}").map_err(work)?;
+        fs::write(&self.path, &self.text).map_err(|error| work(format!("{}: {error}", self.path.display())))
+    }
+}
+
+/// Trains; `show` sees what happens.
+pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, mut show: impl FnMut(Event)) -> Result<Summary, Fault> {
+    options.check()?;
+    let (data, valid) = (text(&options.data, options.seqlen + 1)?, text(&options.valid, 2)?);
+    let mut run = options.begin(data.len())?;
+    fs::create_dir_all(&options.out).map_err(|error| operand(format!("{}: {error}", options.out.display())))?;
+    let path = options.out.join(CHECKPOINT);
+    let model = MambaLm::new(run.config.clone(), engine, par).map_err(operand)?;
+    let schedule = Schedule { peak: options.rate, floor: options.rate * FLOOR, warmup: options.warmup, total: options.steps };
+    let (mut memory, mut gradients) = (LmMemory::default(), run.parameters.zeros_like());
+    let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+    let mut curve = Curve::begin(&options.out, run.position);
+    let began = (Instant::now(), run.position);
+    let late = || options.time_limit.is_some_and(|limit| began.0.elapsed().as_secs_f64() >= limit);
+    while run.position < options.steps && !late() {
+        let mut rng = Rng::new(run.rng);
+        draw(&data, options, &mut rng, &mut tokens, &mut targets);
+        let rate = schedule.rate(run.position);
+        let loss =
+            model.loss_and_gradients(&run.parameters, &tokens, &targets, options.batch, &mut gradients, &mut memory).map_err(work)?;
+        run.optimizer.step(&mut run.parameters, &gradients, rate).map_err(work)?;
+        (run.rng, run.position) = (rng.state(), run.position + 1);
+        let speed = ((run.position - began.1) as usize * tokens.len()) as f64 / began.0.elapsed().as_secs_f64();
+        show(Event::Step { done: run.position, bits: loss.bits(), speed });
+        curve.sum += loss.bits();
+        if run.position.is_multiple_of(LINE) {
+            let mean = core::mem::take(&mut curve.sum) / LINE as f64;
+            curve.line(run.position, "train", mean, rate)?;
+        }
+        if run.position.is_multiple_of(options.checkpoint_every) {
+            run.save(&path).map_err(work)?;
+        }
+        if run.position.is_multiple_of(options.eval_every) && run.position < options.steps {
+            let bits = judge(&model, &run.parameters, &valid, &mut memory)?;
+            curve.line(run.position, "valid", bits, rate)?;
+            show(Event::Judged { done: run.position, bits });
+        }
+    }
+    run.save(&path).map_err(work)?;
+    let bits = judge(&model, &run.parameters, &valid, &mut memory)?;
+    curve.line(run.position, "valid", bits, schedule.rate(run.position))?;
+    save(&options.out, &run.config, &run.parameters, Dtype::F16).map_err(work)?;
+    Ok(Summary { step: run.position, bits })
+}
