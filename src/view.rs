@@ -418,11 +418,6 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         let whole = || ViewMut { ptr, len, offset, dims, strides, life };
         (whole().slice(axis, 0..at), whole().slice(axis, at..dims[axis]))
     }
-
-    /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
-        self.ptr.wrapping_add(self.offset)
-    }
 }
 
 impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
