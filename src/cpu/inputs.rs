@@ -112,7 +112,7 @@ impl<'a, I: Input, W: Weight<Real = I::Accum>> Views<'a, I, W> {
     }
 }
 
-fn optional<'v, R, S: Source<R>>(v: &'v Option<S>) -> Option<&'v dyn Source<R>> {
+fn optional<R, S: Source<R>>(v: &Option<S>) -> Option<&dyn Source<R>> {
     v.as_ref().map(|s| s as &dyn Source<R>)
 }
 

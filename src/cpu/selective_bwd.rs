@@ -150,7 +150,7 @@ fn run_in<I: Input, W: Weight<Real = I::Accum>, R: Lanes>(
     Ok(())
 }
 
-fn sink<'s, R, S: Sink<R>>(v: &'s mut Option<S>) -> Option<&'s mut dyn Sink<R>> {
+fn sink<R, S: Sink<R>>(v: &mut Option<S>) -> Option<&mut dyn Sink<R>> {
     v.as_mut().map(|s| s as &mut dyn Sink<R>)
 }
 

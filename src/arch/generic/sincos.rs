@@ -7,7 +7,14 @@ use crate::element::{Real, Weight};
 /// (sin, cos) of `high + low`, where `high` is a rounded product and `low` what the rounding took away. Infinite angles give NaN.
 #[inline(always)]
 pub fn sin_cos<V: Vector>(high: V, low: V) -> (V, V) {
-    if high.all_below(V::Real::ANGLE_MAX) { reduced(high, low) } else { high.outline(Far { high, low }) }
+    let (sin, cos) = reduced(high, low);
+    if high.all_below(V::Real::ANGLE_MAX) {
+        return (sin, cos);
+    }
+    // Only the lanes that need it: what a lane gets must not depend on its neighbours.
+    let (far_sin, far_cos) = high.outline(Far { high, low });
+    let near = high.abs().lt(high.splat(V::Real::ANGLE_MAX));
+    (V::select(near, sin, far_sin), V::select(near, cos, far_cos))
 }
 
 /// By Cody and Waite's reduction to |r| ≤ π/4 in quadrant q, and polynomials.
@@ -136,6 +143,27 @@ mod tests {
                 assert!((sin[i] - s).abs().max((cos[i] - c).abs()) <= 2.3e-16);
             }
             assert!(sin[4..].iter().chain(&cos[4..]).all(|x| x.is_nan()));
+        }
+    }
+
+    #[test]
+    fn a_lane_does_not_depend_on_its_neighbours() {
+        let x: Vec<f64> = (0..16).map(|i| 0.37 * f64::from(i) - 2.9).collect();
+        for k in Kernels::available() {
+            let (sin, cos) = of_products::<f32>(k, &x, 1.7);
+            for far in [1e6, f64::NAN, f64::INFINITY] {
+                let mut spoiled = x.clone();
+                spoiled[3] = far;
+                let (s, c) = of_products::<f32>(k, &spoiled, 1.7);
+                for i in (0..16).filter(|&i| i != 3) {
+                    assert_eq!(
+                        [s[i].to_bits(), c[i].to_bits()],
+                        [sin[i].to_bits(), cos[i].to_bits()],
+                        "{:?} lane {i} beside {far}",
+                        k.isa()
+                    );
+                }
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The SIMD engine against the specification in f64, and against itself in other layouts, orders and numbers of threads.
 
 mod case;
+mod layer1;
+mod parts;
+mod step;
 
 use case::{C32, C64, Case, Order, Packing, close, run};
 use half::{bf16, f16};
@@ -14,20 +17,18 @@ fn engines() -> Vec<Cpu> {
     Isa::available().map(|isa| Cpu::new().with_isa(isa).unwrap()).collect()
 }
 
-const BACKWARD: bool = true;
-
 /// Every instruction set and type against the specification in f64.
 fn check(case: &Case) {
-    let real = run::<f64, f64, f64, f64>(&Naive, case, BACKWARD);
-    let single = run::<f64, f64, f32, f32>(&Naive, case, BACKWARD);
-    let complex = run::<f64, C64, f32, C32>(&Naive, case, BACKWARD);
-    let complex_double = run::<f64, C64, f64, C64>(&Naive, case, BACKWARD);
+    let real = run::<f64, f64, f64, f64>(&Naive, case);
+    let single = run::<f64, f64, f32, f32>(&Naive, case);
+    let complex = run::<f64, C64, f32, C32>(&Naive, case);
+    let complex_double = run::<f64, C64, f64, C64>(&Naive, case);
     for cpu in engines() {
         let what = |t: &str| format!("{} {t} {case:?}", cpu.isa().name());
-        close(&what("f64"), &run::<f64, f64, f64, f64>(&cpu, case, BACKWARD), &real, 1e-13, 0.0);
-        close(&what("f32"), &run::<f32, f32, f32, f32>(&cpu, case, BACKWARD), &single, 4e-6, 0.0);
-        close(&what("c32"), &run::<f32, C32, f32, C32>(&cpu, case, BACKWARD), &complex, 4e-6, 0.0);
-        close(&what("c64"), &run::<f64, C64, f64, C64>(&cpu, case, BACKWARD), &complex_double, 1e-13, 0.0);
+        close(&what("f64"), &run::<f64, f64, f64, f64>(&cpu, case), &real, 1e-13, 0.0);
+        close(&what("f32"), &run::<f32, f32, f32, f32>(&cpu, case), &single, 4e-6, 0.0);
+        close(&what("c32"), &run::<f32, C32, f32, C32>(&cpu, case), &complex, 4e-6, 0.0);
+        close(&what("c64"), &run::<f64, C64, f64, C64>(&cpu, case), &complex_double, 1e-13, 0.0);
     }
 }
 
@@ -92,12 +93,12 @@ fn storage_of_16_bits_is_rounded_once() {
     let case = Case::full([2, 70, 35], 16);
     for cpu in engines() {
         let what = cpu.isa().name();
-        let want = run::<f64, f64, f16, f32>(&Naive, &case, BACKWARD);
-        close(what, &run::<f16, f32, f16, f32>(&cpu, &case, BACKWARD), &want, 4e-6, 1.0 / 2048.0);
-        let want = run::<f64, f64, bf16, f32>(&Naive, &case, BACKWARD);
-        close(what, &run::<bf16, f32, bf16, f32>(&cpu, &case, BACKWARD), &want, 4e-6, 1.0 / 256.0);
-        let want = run::<f64, C64, bf16, C32>(&Naive, &case, BACKWARD);
-        close(what, &run::<bf16, C32, bf16, C32>(&cpu, &case, BACKWARD), &want, 4e-6, 1.0 / 256.0);
+        let want = run::<f64, f64, f16, f32>(&Naive, &case);
+        close(what, &run::<f16, f32, f16, f32>(&cpu, &case), &want, 4e-6, 1.0 / 2048.0);
+        let want = run::<f64, f64, bf16, f32>(&Naive, &case);
+        close(what, &run::<bf16, f32, bf16, f32>(&cpu, &case), &want, 4e-6, 1.0 / 256.0);
+        let want = run::<f64, C64, bf16, C32>(&Naive, &case);
+        close(what, &run::<bf16, C32, bf16, C32>(&cpu, &case), &want, 4e-6, 1.0 / 256.0);
     }
 }
 
@@ -105,9 +106,9 @@ fn storage_of_16_bits_is_rounded_once() {
 fn a_compensated_carry_is_exact_to_rounding() {
     let mut case = Case::full([1, 500, 17], 3);
     case.options.carry = selective_scan::selective::Carry::Compensated;
-    let want = run::<f64, f64, f32, f32>(&Naive, &case, BACKWARD);
+    let want = run::<f64, f64, f32, f32>(&Naive, &case);
     for cpu in engines() {
-        close(cpu.isa().name(), &run::<f32, f32, f32, f32>(&cpu, &case, BACKWARD), &want, 1e-7, 0.0);
+        close(cpu.isa().name(), &run::<f32, f32, f32, f32>(&cpu, &case), &want, 1e-7, 0.0);
     }
 }
 
@@ -119,12 +120,70 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 fn threads_and_layouts_do_not_change_bits() {
     let case = Case { groups: [Some(1), Some(3)], ..Case::full([3, 130, 99], 5) };
     for cpu in engines() {
-        let alone = run::<f32, f32, f32, f32>(&cpu.with_par(Par::Seq), &case, BACKWARD);
+        let alone = run::<f32, f32, f32, f32>(&cpu.with_par(Par::Seq), &case);
         for threads in [1, 2, 3, 7] {
-            assert_eq!(in_pool(threads, || run::<f32, f32, f32, f32>(&cpu, &case, BACKWARD)), alone);
+            assert_eq!(in_pool(threads, || run::<f32, f32, f32, f32>(&cpu, &case)), alone);
         }
         for order in [Order::Bdl, Order::Odd] {
-            assert_eq!(run::<f32, f32, f32, f32>(&cpu, &Case { order, ..case.clone() }, BACKWARD), alone);
+            assert_eq!(run::<f32, f32, f32, f32>(&cpu, &Case { order, ..case.clone() }), alone);
+        }
+    }
+}
+
+/// The values of `name` that belong to entries `range` of `all`.
+fn part<'r>(results: &'r case::Results, name: &str, all: usize, range: std::ops::Range<usize>) -> &'r [f64] {
+    let values = &results.iter().find(|(n, _)| *n == name).unwrap().1;
+    &values[range.start * values.len() / all..range.end * values.len() / all]
+}
+
+const BY_POSITION: [&str; 6] = ["out", "grad u", "grad delta", "grad z", "grad B", "grad C"];
+const BY_STATE: [&str; 2] = ["last_state", "grad initial_state"];
+
+#[test]
+fn packed_sequences_have_the_bits_of_sequences_apart() {
+    let offsets = [0, 3, 3, 70, 71, 230, 300];
+    let packing = Packing::Offsets(offsets.to_vec());
+    let packed = Case { packing, order: Order::Bdl, groups: [Some(1), Some(2)], ..Case::full([1, 300, 42], 5) };
+    for cpu in engines() {
+        let together = run::<f32, C32, f32, C32>(&cpu, &packed);
+        for (k, w) in offsets.windows(2).enumerate() {
+            let (start, end) = (w[0] as usize, w[1] as usize);
+            let case = Case { dims: [1, end - start, 42], from: [start, k], packing: Packing::Rows, order: Order::Bld, ..packed.clone() };
+            let apart = run::<f32, C32, f32, C32>(&cpu, &case);
+            let what = format!("sequence {k} on {}", cpu.isa().name());
+            for name in BY_POSITION.into_iter().filter(|_| end > start) {
+                assert_eq!(part(&together, name, 300, start..end), part(&apart, name, 1, 0..1), "{name} of {what}");
+            }
+            for name in BY_STATE {
+                assert_eq!(part(&together, name, 6, k..k + 1), part(&apart, name, 1, 0..1), "{name} of {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ids_have_the_bits_of_offsets() {
+    let (length, start) = (220, 90);
+    let plain = Case { initial: false, ..Case::full([1, length, 21], 4) };
+    let ids = |pad: bool| (0..length).map(|t| if pad && t == length - 1 { -1 } else { i32::from(t >= start) }).collect();
+    for cpu in engines() {
+        let offsets = Case { packing: Packing::Offsets(vec![0, start as i64, length as i64]), ..plain.clone() };
+        let by_offsets = run::<f32, f32, f32, f32>(&cpu, &offsets);
+        let by_ids = run::<f32, f32, f32, f32>(&cpu, &Case { packing: Packing::Ids(ids(false)), ..plain.clone() });
+        assert_eq!(part(&by_offsets, "out", 1, 0..1), part(&by_ids, "out", 1, 0..1));
+        for name in BY_POSITION {
+            // The gradient of the last state enters one sequence only, the last, with either.
+            let range = if name == "out" { 0..length } else { start..length };
+            let last = |r| part(r, name, length, range.clone()).to_vec();
+            let alone = Case { dims: [1, length - start, 21], from: [start, 0], ..plain.clone() };
+            if range.start == start {
+                assert_eq!(last(&by_ids), part(&run::<f32, f32, f32, f32>(&cpu, &alone), name, 1, 0..1), "{name}");
+            }
+        }
+        let padded = run::<f32, f32, f32, f32>(&cpu, &Case { packing: Packing::Ids(ids(true)), ..plain.clone() });
+        assert_eq!(part(&padded, "out", length, 0..length - 1), part(&by_ids, "out", length, 0..length - 1));
+        for name in BY_POSITION {
+            assert!(part(&padded, name, length, length - 1..length).iter().all(|&x| x == 0.0), "{name}");
         }
     }
 }
