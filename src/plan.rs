@@ -16,8 +16,14 @@ use crate::selective::SelectiveProblem;
 /// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
 pub const SERIAL_BELOW: usize = 1 << 15;
 
-/// Steps from which a recurrence of few channels is worth a tree over time.
+/// Steps from which a plain recurrence of few rows is worth a tree over time.
 pub const TREE_FROM: usize = 1 << 14;
+
+/// Rows up to which the tree wins on any number of threads: below, most lanes of a vector would be idle.
+pub const TREE_ROWS: usize = 2;
+
+/// Rows up to which it wins on four threads or more: below, there are too few blocks of lanes to share out (`asm-notes/scan.md`).
+pub const TREE_ROWS_THREADED: usize = 64;
 
 /// What a machine has, as far as the choice depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,9 +104,9 @@ impl Plan {
             (machine.threads, format!("{elements} elements, at least {SERIAL_BELOW}"))
         };
         let isa = machine.best();
-        let tree = matches!(problem, Problem::Scan(_)) && threads > 2 && rows == 1 && seqlen >= TREE_FROM;
-        let (choice, engine_why) = if tree {
-            (Choice::Blelloch, format!("one recurrence of {seqlen} steps leaves lanes and threads idle unless time itself is cut"))
+        let few = if threads >= 4 { TREE_ROWS_THREADED } else { TREE_ROWS };
+        let (choice, engine_why) = if matches!(problem, Problem::Scan(_)) && rows <= few && seqlen >= TREE_FROM {
+            (Choice::Blelloch, format!("{rows} row(s) of {seqlen} steps leave lanes or threads idle unless time itself is cut"))
         } else {
             (
                 Choice::Cpu(isa),
@@ -177,13 +183,15 @@ mod tests {
     }
 
     #[test]
-    fn a_single_long_recurrence_is_cut_in_time() {
-        let scan = |dim, seqlen| Problem::Scan(ScanProblem { batch: 1, seqlen, dim });
-        let plan = Plan::new(scan(1, 1 << 20), &machine(4));
-        assert_eq!(plan.choice, Choice::Blelloch);
+    fn few_long_recurrences_are_cut_in_time() {
+        let chosen = |dim, seqlen, threads| Plan::new(Problem::Scan(ScanProblem { batch: 1, seqlen, dim }), &machine(threads));
+        let plan = chosen(1, 1 << 20, 1);
+        assert_eq!((plan.choice, plan.threads), (Choice::Blelloch, 1));
         assert!(plan.blelloch().is_some() && plan.cpu().is_none());
-        assert_eq!(Plan::new(scan(64, 1 << 20), &machine(4)).choice, Choice::Cpu(Isa::Avx2));
-        assert_eq!(Plan::new(scan(1, 1 << 20), &machine(1)).choice, Choice::Cpu(Isa::Avx2));
+        assert_eq!(chosen(64, 1 << 20, 4).choice, Choice::Blelloch);
+        assert_eq!(chosen(64, 1 << 20, 1).choice, Choice::Cpu(Isa::Avx2));
+        assert_eq!(chosen(512, 1 << 20, 4).choice, Choice::Cpu(Isa::Avx2));
+        assert_eq!(chosen(1, 1 << 10, 4).choice, Choice::Cpu(Isa::Avx2));
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn check<E: Element>(dims: [usize; 3], tolerance: f64) {
         if initial {
             close(&name("dh0"), states(&got.dh0), &dh0, 2.0 * tolerance);
         }
-        for par in [Par::Seq, Par::Rayon] {
+        for par in [Par::Seq, Par::default()] {
             assert_eq!(case.run(Blelloch { par }, initial, reverse), got);
         }
     }
