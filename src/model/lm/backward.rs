@@ -13,7 +13,7 @@ use crate::par::Par;
 use crate::sequences::Sequences;
 use crate::view::{Cut, View, ViewMut};
 
-fn vector<T: Real>(v: &mut Vec<T>) -> Option<ViewMut<'_, T, 1>> {
+fn vector<T: Real>(v: &mut [T]) -> Option<ViewMut<'_, T, 1>> {
     let count = v.len();
     Some(ViewMut::new(v, [count]))
 }
@@ -28,16 +28,16 @@ fn block_grads<'a, T: Real>(layer: &'a mut Layer<T>, sizes: &Sizes, x: ViewMut<'
     MambaGrads {
         x: Some(x),
         in_proj: matrix(&mut layer.in_proj, [2 * inner, hidden]),
-        in_proj_bias: layer.in_proj_bias.as_mut().and_then(vector),
+        in_proj_bias: layer.in_proj_bias.as_deref_mut().and_then(vector),
         conv_weight: matrix(&mut layer.conv_weight, [inner, conv]),
-        conv_bias: layer.conv_bias.as_mut().and_then(vector),
+        conv_bias: layer.conv_bias.as_deref_mut().and_then(vector),
         x_proj: matrix(&mut layer.x_proj, [rank + 2 * state, inner]),
         dt_proj: matrix(&mut layer.dt_proj, [inner, rank]),
         dt_bias: vector(&mut layer.dt_bias),
         A_log: matrix(&mut layer.a_log, [inner, state]),
         D: vector(&mut layer.d),
         out_proj: matrix(&mut layer.out_proj, [hidden, inner]),
-        out_proj_bias: layer.out_proj_bias.as_mut().and_then(vector),
+        out_proj_bias: layer.out_proj_bias.as_deref_mut().and_then(vector),
         initial_window: None,
         initial_state: None,
     }
