@@ -175,7 +175,6 @@ fn bound([batch, seqlen, dim, dstate]: [usize; 4]) -> usize {
     4 * (coefficients + states + shared + task)
 }
 
-/// One test, since other tests would be counted too.
 #[test]
 fn nothing_is_allocated_and_backward_is_small() {
     for size in [[2, 300, 48, 16], [1, 2048, 256, 16], [3, 65, 100, 5], [70, 130, 33, 4]] {
