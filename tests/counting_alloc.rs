@@ -2,7 +2,7 @@
 //! it counts what the allocator hands out.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::Cell;
 
 use selective_scan::arch::Isa;
 use selective_scan::buffer::Buffer;
@@ -19,15 +19,16 @@ use selective_scan::view::{View, ViewMut};
 /// The system's allocator, counted.
 struct Counting;
 
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// Allocations and bytes of this thread: the test harness has threads of its own.
+    static COUNTED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
 
 // SAFETY: every call goes to the system's allocator as it is.
 unsafe impl GlobalAlloc for Counting {
     // SAFETY: as the trait says.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        COUNTED.with(|c| c.set((c.get().0 + 1, c.get().1 + layout.size())));
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -44,9 +45,10 @@ static GLOBAL: Counting = Counting;
 
 /// How often and how much `work` allocates.
 fn allocations(work: impl FnOnce()) -> (usize, usize) {
-    let before = (ALLOCATIONS.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed));
+    let before = COUNTED.get();
     work();
-    (ALLOCATIONS.load(Ordering::Relaxed) - before.0, BYTES.load(Ordering::Relaxed) - before.1)
+    let after = COUNTED.get();
+    (after.0 - before.0, after.1 - before.1)
 }
 
 /// Numbers for every operand of a problem.
@@ -173,7 +175,6 @@ fn bound([batch, seqlen, dim, dstate]: [usize; 4]) -> usize {
     4 * (coefficients + states + shared + task)
 }
 
-/// One test, since other tests would be counted too.
 #[test]
 fn nothing_is_allocated_and_backward_is_small() {
     for size in [[2, 300, 48, 16], [1, 2048, 256, 16], [3, 65, 100, 5], [70, 130, 33, 4]] {
