@@ -8,9 +8,9 @@ fn squares(par: Par, n: usize, data: &mut [u64], ws: &mut Workspace<'_>) -> Resu
     par.run(0, n.div_ceil(3), (tiles, None::<Tiles<'_, '_, u8, 1>>), ws, 256, |i, (mut tile, none), ws| {
         assert!(none.is_none());
         let scratch = ws.slice::<u64>(3).expect("scratch");
-        for j in 0..tile.dims()[0] {
-            scratch[j] = ((i * 3 + j) as u64).pow(2);
-            tile.set([j], scratch[j]);
+        for (j, square) in scratch.iter_mut().enumerate().take(tile.dims()[0]) {
+            *square = ((i * 3 + j) as u64).pow(2);
+            tile.set([j], *square);
         }
     })
 }
