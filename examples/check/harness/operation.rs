@@ -48,6 +48,20 @@ pub fn named<'a>(results: &'a [Named], name: &str) -> &'a Named {
     results.iter().find(|r| r.name == name).expect("every run has the same results")
 }
 
+/// A case that can be run: what `check` prints and the golden test asserts.
+pub trait Check {
+    /// The storage types that it admits, widest first.
+    fn dtypes(&self) -> &'static [Dtype] {
+        &DTYPES
+    }
+
+    /// Everything on one engine in one storage type. An `Err` is the engine's own, about the operands.
+    fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error>;
+
+    /// What the results are compared with.
+    fn reference_mut(&mut self) -> &mut Reference;
+}
+
 /// A problem of one operator, in f64.
 pub trait Operation: Sized {
     /// The name of the result by position.
@@ -182,8 +196,7 @@ impl<O: Operation> Checked<O> {
         found.bound(self.problem.n_eff()).of_terms(terms)
     }
 
-    /// Everything on one engine in one storage type. An `Err` is the engine's own, about the operands.
-    pub fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
+    fn everything(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
         let place = Place { entry, dtype };
         let mut findings = Findings::default();
         let started = Instant::now();
@@ -258,6 +271,16 @@ impl<O: Operation> Checked<O> {
             }
         }
         Ok(())
+    }
+}
+
+impl<O: Operation> Check for Checked<O> {
+    fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
+        self.everything(entry, dtype)
+    }
+
+    fn reference_mut(&mut self) -> &mut Reference {
+        &mut self.reference
     }
 }
 
