@@ -2,8 +2,8 @@
 
 use selective_scan::arch::Isa;
 use selective_scan::blelloch::Blelloch;
-use selective_scan::cpu::Cpu;
 use selective_scan::block;
+use selective_scan::cpu::Cpu;
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
 

@@ -123,7 +123,8 @@ impl Model {
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
         let how = Generation { tokens: self.greedy, sampling, seed: 0, stop_at_eos: false };
         let texts = generate(&model, &parameters, &self.prompts(PROMPT), &how, |_, _| ControlFlow::Continue(()))?;
-        let whole: Vec<u32> = self.prompts(PROMPT).iter().zip(&texts).flat_map(|(prompt, text)| prompt.iter().chain(text)).copied().collect();
+        let whole: Vec<u32> =
+            self.prompts(PROMPT).iter().zip(&texts).flat_map(|(prompt, text)| prompt.iter().chain(text)).copied().collect();
         answers.push(Answer { tensor: "greedy".into(), how: "generated".into(), data: whole.iter().map(|&t| f64::from(t)).collect() });
         answers.push(self.decoded(&model, &parameters)?);
         Ok((answers, seconds))
