@@ -35,13 +35,17 @@ pub struct Model {
 struct Expected(std::collections::BTreeMap<String, Tensor>);
 
 impl Expected {
-    fn tensor(&mut self, name: &str, dtype: FileDtype) -> Result<Tensor, String> {
+    fn tensor(&mut self, name: &str, among: &[FileDtype]) -> Result<Tensor, String> {
         let tensor = self.0.remove(name).ok_or_else(|| format!("tensor `{name}` is missing"))?;
-        if tensor.dtype == dtype { Ok(tensor) } else { Err(format!("tensor `{name}` is {:?}, wanted {dtype:?}", tensor.dtype)) }
+        if among.contains(&tensor.dtype) {
+            return Ok(tensor);
+        }
+        let wanted: Vec<String> = among.iter().map(|dtype| format!("{dtype:?}")).collect();
+        Err(format!("tensor `{name}` is {:?}, wanted {}", tensor.dtype, wanted.join(" or ")))
     }
 
     fn reals(&mut self, name: &str, dims: &[usize]) -> Result<(String, Array), String> {
-        let tensor = self.tensor(name, FileDtype::F64)?;
+        let tensor = self.tensor(name, &[FileDtype::F64, FileDtype::F32])?;
         if tensor.dims != dims {
             return Err(format!("tensor `{name}` has shape {:?}, wanted {dims:?}", tensor.dims));
         }
@@ -51,7 +55,7 @@ impl Expected {
 
     /// A matrix of tokens, and how many rows it has.
     fn tokens(&mut self, name: &str, vocab: usize) -> Result<(Vec<u32>, [usize; 2]), String> {
-        let tensor = self.tensor(name, FileDtype::I64)?;
+        let tensor = self.tensor(name, &[FileDtype::I64])?;
         let [rows, columns] = tensor.dims[..] else {
             return Err(format!("tensor `{name}` has shape {:?}, wanted 2 axes", tensor.dims));
         };
