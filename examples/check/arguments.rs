@@ -10,8 +10,9 @@ Runs reference cases on every engine of this machine, in every storage type, and
 
     cargo run --release --example check -- CASE.safetensors … | DIRECTORY …
 
-A directory stands for the cases in it. Each case runs forward and backward, in every memory layout, packed and with padding,
-in two calls, and as a prefill followed by decode steps.
+A directory stands for the cases in it; one in the Hugging Face layout with expected.safetensors beside is itself a case, run in
+f64 and f32. Each case runs forward and backward, in every memory layout, packed and with padding, in two calls, and as a prefill
+followed by decode steps; a model also generates greedily.
 
     --engine NAME   only this engine
     --isa NAME      only this instruction set

@@ -9,7 +9,6 @@ mod output;
 use std::process::ExitCode;
 
 use harness::engines::engines;
-use harness::operation::DTYPES;
 use harness::suite::{Loaded, cases};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -54,17 +53,17 @@ fn check(arguments: &Arguments, totals: &mut Totals) {
             }
         };
         bar.set_message(loaded.name.clone());
-        for (entry, dtype) in entries.iter().flat_map(|e| DTYPES.map(|d| (e, d))) {
-            match loaded.on(entry, dtype) {
-                None => {
-                    bar.suspend(|| totals.skipped(&loaded, arguments.json));
-                    break;
-                }
-                Some(Ok(findings)) => {
+        let Some(problem) = &loaded.problem else {
+            bar.suspend(|| totals.skipped(&loaded, arguments.json));
+            continue;
+        };
+        for (entry, &dtype) in entries.iter().flat_map(|e| problem.dtypes().iter().map(move |d| (e, d))) {
+            match problem.on(entry, dtype) {
+                Ok(findings) => {
                     let line = Line { case: &loaded.name, op: &loaded.op, entry, dtype, findings: &findings };
                     bar.suspend(|| totals.line(&line, arguments.json));
                 }
-                Some(Err(why)) => {
+                Err(why) => {
                     bar.suspend(|| totals.malformed(&format!("{}: {why}", path.display())));
                     break;
                 }

@@ -1,24 +1,24 @@
-//! The Mamba block against reference cases, central differences and its own identities, on every engine.
+//! The Mamba block against central differences and its own identities, on every engine. The golden test has the reference cases.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::SafeTensors;
 use selective_scan::Error;
 use selective_scan::arch::Isa;
 use selective_scan::blelloch::Blelloch;
 use selective_scan::block::HostEngine;
-use selective_scan::block::mamba::{
-    MAMBA_OPTIONS, MambaBlock, MambaBwd, MambaFwd, MambaGrads, MambaInputs, MambaParams, MambaSaved, MambaStep,
-};
-use selective_scan::buffer::Buffer;
+use selective_scan::block::mamba::MambaInputs;
 use selective_scan::cpu::Cpu;
-use selective_scan::element::{Input, Real};
+use selective_scan::element::Input;
 use selective_scan::naive::Naive;
-use selective_scan::par::Par;
-use selective_scan::sequences::Sequences;
-use selective_scan::view::{View, ViewMut};
+use selective_scan::view::View;
+
+use crate::harness::array::Array;
+use crate::harness::mamba_block::typed::{Operands, Tensors, Weights, steps};
+use crate::harness::operation::Named;
+use crate::harness::tensor::Layout;
+use crate::harness::transform::{Packing, Transform};
+use crate::tensors::error;
 
 /// Calls a generic function with each engine of this machine.
 macro_rules! on_engines {
@@ -31,231 +31,23 @@ macro_rules! on_engines {
     }};
 }
 
-/// Tensors by name, in f64.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f64>)>;
-
-fn read(name: &str) -> Tensors {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    let bytes = std::fs::read(path).expect("the case is in the repository");
-    let file = SafeTensors::deserialize(&bytes).expect("the case is whole");
-    let numbers = |data: &[u8]| data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
-    file.iter().map(|(name, t)| (name.to_string(), (t.shape().to_vec(), numbers(t.data())))).collect()
-}
-
-fn stored<I: Input>(values: &[f64]) -> Vec<I> {
-    values.iter().map(|&x| I::store(I::Accum::from_f64(x))).collect()
-}
-
-fn real<R: Real>(values: &[f64]) -> Vec<R> {
-    values.iter().map(|&x| R::from_f64(x)).collect()
-}
-
-fn wide<I: Input>(values: &[I]) -> Vec<f64> {
-    values.iter().map(|&x| x.load().to_f64()).collect()
-}
-
-#[derive(Clone, Copy)]
-struct Sizes {
-    hidden: usize,
-    inner: usize,
-    state: usize,
-    rank: usize,
-    width: usize,
-}
-
-/// The parameters of a block, the projections in `I`.
-struct Weights<I: Input> {
-    sizes: Sizes,
-    projections: BTreeMap<&'static str, Vec<I>>,
-    others: BTreeMap<&'static str, Vec<I::Accum>>,
-}
-
-const PROJECTIONS: [&str; 4] = ["in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight"];
-const OTHERS: [&str; 7] = ["in_proj.bias", "conv1d.weight", "conv1d.bias", "dt_proj.bias", "A_log", "D", "out_proj.bias"];
-
-impl<I: Input> Weights<I> {
-    fn new(t: &Tensors) -> Self {
-        let (dims, w) = (&t["A_log"].0, &t["conv1d.weight"].0);
-        let sizes =
-            Sizes { hidden: t["out_proj.weight"].0[0], inner: dims[0], state: dims[1], rank: t["dt_proj.weight"].0[1], width: w[2] };
-        let projections = PROJECTIONS.iter().map(|&name| (name, stored(&t[name].1))).collect();
-        let others = OTHERS.iter().filter_map(|&name| Some((name, real(&t.get(name)?.1)))).collect();
-        Weights { sizes, projections, others }
-    }
-
-    /// Zeros for the gradient of each parameter, and of the initial state where there is one.
-    fn zeros(&self, h0: Option<&Vec<I::Accum>>) -> BTreeMap<&'static str, Vec<I::Accum>> {
-        let zeros = |count: usize| vec![I::Accum::default(); count];
-        let projections = self.projections.iter().map(|(&name, v)| (name, zeros(v.len())));
-        let others = self.others.iter().map(|(&name, v)| (name, zeros(v.len())));
-        projections.chain(others).chain(h0.map(|h0| ("h0", zeros(h0.len())))).collect()
-    }
-
-    fn params(&self) -> MambaParams<'_, I> {
-        let Sizes { hidden, inner, state, rank, width } = self.sizes;
-        let projection = |name, dims| View::new(&self.projections[name], dims);
-        let vector = |name| self.others.get(name).map(|v| View::new(v, [v.len()]));
-        MambaParams {
-            in_proj: projection("in_proj.weight", [2 * inner, hidden]),
-            in_proj_bias: vector("in_proj.bias"),
-            conv_weight: View::new(&self.others["conv1d.weight"], [inner, width]),
-            conv_bias: vector("conv1d.bias"),
-            x_proj: projection("x_proj.weight", [rank + 2 * state, inner]),
-            dt_proj: projection("dt_proj.weight", [inner, rank]),
-            dt_bias: vector("dt_proj.bias").unwrap(),
-            A_log: View::new(&self.others["A_log"], [inner, state]),
-            A: None,
-            D: vector("D").unwrap(),
-            out_proj: projection("out_proj.weight", [hidden, inner]),
-            out_proj_bias: vector("out_proj.bias"),
-        }
-    }
-}
-
 /// Everything a call gives, in f64, under the names of the reference cases.
 type Results = BTreeMap<String, Vec<f64>>;
 
-fn forward<I: Input, E: HostEngine>(engine: &E, t: &Tensors, sequences: Sequences<'_>, saved: Option<&mut MambaSaved<I>>) -> Results {
-    let weights = Weights::<I>::new(t);
-    let Sizes { inner, state, width, .. } = weights.sizes;
-    let dims: [usize; 3] = t["x"].0.clone().try_into().unwrap();
-    let x = stored::<I>(&t["x"].1);
-    let states = sequences.check(dims[0], dims[1]).unwrap();
-    let (w_dims, h_dims) = ([states, width - 1, inner], [states, inner, state]);
-    let (window, h0) = (t.get("window").map(|w| stored::<I>(&w.1)), t.get("h0").map(|h| real::<I::Accum>(&h.1)));
-    let (mut out, mut final_window) = (vec![I::default(); x.len()], vec![I::default(); w_dims.iter().product()]);
-    let mut last_state = vec![I::Accum::default(); h_dims.iter().product()];
-    let inputs = MambaInputs {
-        params: weights.params(),
-        x: View::new(&x, dims),
-        initial_window: window.as_ref().map(|w| View::new(w, w_dims)),
-        initial_state: h0.as_ref().map(|h| View::new(h, h_dims)),
-        sequences,
-        options: MAMBA_OPTIONS,
-    };
-    let block = MambaBlock { engine, par: Par::default() };
-    let problem = inputs.check().unwrap();
-    let args = MambaFwd {
-        inputs,
-        out: ViewMut::new(&mut out, dims),
-        final_window: Some(ViewMut::new(&mut final_window, w_dims)),
-        last_state: Some(ViewMut::new(&mut last_state, h_dims)),
-    };
-    let mut buffer = Buffer::new();
-    match saved {
-        Some(saved) => block.forward_saving(args, saved, &mut buffer.workspace(block.saving_workspace::<I>(&problem))),
-        None => block.forward(args, &mut buffer.workspace(block.forward_workspace::<I>(&problem))),
-    }
-    .unwrap();
-    [("out", wide(&out)), ("final_window", wide(&final_window)), ("last_state", wide(&last_state))].map(|(n, v)| (n.to_string(), v)).into()
+fn by_name(results: Result<Vec<Named>, Error>) -> Results {
+    results.unwrap().into_iter().map(|r| (r.name, r.array.data)).collect()
 }
 
-fn backward<I: Input, E: HostEngine>(engine: &E, t: &Tensors, sequences: Sequences<'_>) -> Results {
-    let mut saved = MambaSaved::<I>::new();
-    let mut results = forward(engine, t, sequences, Some(&mut saved));
-    let weights = Weights::<I>::new(t);
-    let Sizes { hidden, inner, state, rank, width } = weights.sizes;
-    let dims: [usize; 3] = t["x"].0.clone().try_into().unwrap();
-    let x = stored::<I>(&t["x"].1);
-    let states = sequences.check(dims[0], dims[1]).unwrap();
-    let (w_dims, h_dims) = ([states, width - 1, inner], [states, inner, state]);
-    let (window, h0) = (t.get("window").map(|w| stored::<I>(&w.1)), t.get("h0").map(|h| real::<I::Accum>(&h.1)));
-    let (grad_out, grad_last) = (stored::<I>(&t["grad_out"].1), t.get("grad_last_state").map(|g| real::<I::Accum>(&g.1)));
-    let grad_window_out = t.get("grad_final_window").map(|g| stored::<I>(&g.1));
-    let mut grad_x = vec![I::default(); x.len()];
-    let mut grad_window = window.as_ref().map(|w| vec![I::default(); w.len()]);
-    let mut grads = weights.zeros(h0.as_ref());
-    let inputs = MambaInputs {
-        params: weights.params(),
-        x: View::new(&x, dims),
-        initial_window: window.as_ref().map(|w| View::new(w, w_dims)),
-        initial_state: h0.as_ref().map(|h| View::new(h, h_dims)),
-        sequences,
-        options: MAMBA_OPTIONS,
-    };
-    let problem = inputs.check().unwrap();
-    let block = MambaBlock { engine, par: Par::default() };
-    let mut places: BTreeMap<&str, &mut Vec<I::Accum>> = grads.iter_mut().map(|(&n, v)| (n, v)).collect();
-    let mut take = |name: &str| places.remove(name).map(|v| (v.len(), v));
-    let mut matrix = |name: &str, dims: [usize; 2]| take(name).map(|(_, v)| ViewMut::new(v, dims));
-    let matrices = [
-        matrix("in_proj.weight", [2 * inner, hidden]),
-        matrix("conv1d.weight", [inner, width]),
-        matrix("x_proj.weight", [rank + 2 * state, inner]),
-        matrix("dt_proj.weight", [inner, rank]),
-        matrix("A_log", [inner, state]),
-        matrix("out_proj.weight", [hidden, inner]),
-    ];
-    let [in_proj, conv_weight, x_proj, dt_proj, a_log, out_proj] = matrices;
-    let mut vector = |name: &str| take(name).map(|(n, v)| ViewMut::new(v, [n]));
-    let args = MambaBwd {
-        inputs,
-        saved: &saved,
-        grad_out: View::new(&grad_out, dims),
-        grad_final_window: grad_window_out.as_ref().map(|g| View::new(g, w_dims)),
-        grad_last_state: grad_last.as_ref().map(|g| View::new(g, h_dims)),
-        grads: MambaGrads {
-            x: Some(ViewMut::new(&mut grad_x, dims)),
-            in_proj,
-            in_proj_bias: vector("in_proj.bias"),
-            conv_weight,
-            conv_bias: vector("conv1d.bias"),
-            x_proj,
-            dt_proj,
-            dt_bias: vector("dt_proj.bias"),
-            A_log: a_log,
-            D: vector("D"),
-            out_proj,
-            out_proj_bias: vector("out_proj.bias"),
-            initial_window: grad_window.as_mut().map(|w| ViewMut::new(w, w_dims)),
-            initial_state: take("h0").map(|(_, v)| ViewMut::new(v, h_dims)),
-        },
-    };
-    block.backward(args, &mut Buffer::new().workspace(block.backward_workspace::<I>(&problem))).unwrap();
-    results.extend(grads.iter().map(|(n, v)| (format!("grad.{n}"), wide(v))));
-    results.insert("grad.x".into(), wide(&grad_x));
-    results.extend(grad_window.map(|w| ("grad.window".to_string(), wide(&w))));
-    results
+fn forward<I: Input, E: HostEngine>(engine: &E, t: &Tensors, packing: &Packing) -> Results {
+    by_name(Operands::<I>::new(t, packing, Layout::Contiguous).forward(engine))
+}
+
+fn backward<I: Input, E: HostEngine>(engine: &E, t: &Tensors, packing: &Packing) -> Results {
+    by_name(Operands::<I>::new(t, packing, Layout::Contiguous).run(engine))
 }
 
 fn largest(values: &[f64]) -> f64 {
     values.iter().fold(0.0, |most: f64, x| most.max(x.abs()))
-}
-
-/// The largest difference over the largest reference value.
-fn error(got: &[f64], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    assert!(got.iter().all(|x| x.is_finite()));
-    let difference = got.iter().zip(want).fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
-    if difference == 0.0 { 0.0 } else { difference / largest(want) }
-}
-
-fn golden_case<I: Input, E: HostEngine>(engine: &E, case: &str, bound: f64) {
-    let t = read(case);
-    let results = backward::<I, E>(engine, &t, Sequences::Rows);
-    let wanted: Vec<&String> =
-        t.keys().filter(|n| n.starts_with("grad.") || ["out", "final_window", "last_state"].contains(&n.as_str())).collect();
-    assert!(wanted.len() >= 13);
-    for name in wanted {
-        let e = error(&results[name], &t[name].1);
-        assert!(e <= bound, "{case} {} {name}: {e:e} above {bound:e}", I::DTYPE.name());
-    }
-    let alone = forward::<I, E>(engine, &t, Sequences::Rows, None);
-    assert!(alone.iter().all(|(name, values)| &results[name] == values), "keeping activations changes the result");
-}
-
-fn golden<E: HostEngine>(engine: &E) {
-    for case in ["mamba_block.safetensors", "mamba_block-states.safetensors"] {
-        golden_case::<f64, E>(engine, case, 1e-12);
-        golden_case::<f32, E>(engine, case, 5e-6);
-        golden_case::<f16, E>(engine, case, 6e-3);
-        golden_case::<bf16, E>(engine, case, 4e-2);
-    }
-}
-
-#[test]
-fn golden_cases() {
-    on_engines!(golden);
 }
 
 /// SplitMix64, as numbers around 0.
@@ -295,7 +87,10 @@ fn random_case(batch: usize, seqlen: usize, states: usize, seed: u64) -> Tensors
     ];
     shapes
         .into_iter()
-        .map(|(name, dims, scale)| (name.to_string(), (dims.clone(), numbers(dims.iter().product(), scale, &mut seed))))
+        .map(|(name, dims, scale)| {
+            let data = numbers(dims.iter().product(), scale, &mut seed);
+            (name.to_string(), Array { dims, data, complex: false })
+        })
         .collect()
 }
 
@@ -303,10 +98,10 @@ fn differences<E: HostEngine>(engine: &E) {
     // Lengths below and above the window.
     for seqlen in [1, 2, 7] {
         let mut t = random_case(2, seqlen, 2, seqlen as u64);
-        let results = backward::<f64, E>(engine, &t, Sequences::Rows);
+        let results = backward::<f64, E>(engine, &t, &Packing::Rows);
         let loss = |t: &Tensors| -> f64 {
-            let r = forward::<f64, E>(engine, t, Sequences::Rows, None);
-            let dot = |a: &str, b: &str| r[a].iter().zip(&t[b].1).map(|(x, y)| x * y).sum::<f64>();
+            let r = forward::<f64, E>(engine, t, &Packing::Rows);
+            let dot = |a: &str, b: &str| r[a].iter().zip(&t[b].data).map(|(x, y)| x * y).sum::<f64>();
             dot("out", "grad_out") + dot("final_window", "grad_final_window") + dot("last_state", "grad_last_state")
         };
         let names: Vec<String> = results.keys().filter_map(|n| n.strip_prefix("grad.").map(String::from)).collect();
@@ -316,9 +111,9 @@ fn differences<E: HostEngine>(engine: &E) {
             let scale = largest(grad).max(1e-3);
             for (i, &exact) in grad.iter().enumerate() {
                 let step = 1e-5;
-                let old = t[&name].1[i];
+                let old = t[&name].data[i];
                 let mut at = |x: f64| {
-                    t.get_mut(&name).unwrap().1[i] = x;
+                    t.get_mut(&name).unwrap().data[i] = x;
                     loss(&t)
                 };
                 let slope = (at(old + step) - at(old - step)) / (2.0 * step);
@@ -335,71 +130,35 @@ fn central_differences() {
 }
 
 /// Part of a tensor along its second axis.
-fn cut(t: &(Vec<usize>, Vec<f64>), from: usize, to: usize) -> (Vec<usize>, Vec<f64>) {
-    let (batch, seqlen, dim) = (t.0[0], t.0[1], t.0[2]);
-    let rows = (0..batch).flat_map(|b| (from..to).map(move |l| (b * seqlen + l) * dim));
-    (vec![batch, to - from, dim], rows.flat_map(|at| t.1[at..at + dim].to_vec()).collect())
+fn cut(t: &Array, from: usize, to: usize) -> Array {
+    Transform::slice(t.dims[0], from, to).positions(t)
 }
 
-/// Steps from position `from`, with windows and states in slots of another order and one slot that no row has.
-fn steps<I: Input, E: HostEngine>(engine: &E, t: &Tensors, from: usize, prefill: &Results) -> (Vec<Vec<f64>>, Results) {
-    let weights = Weights::<I>::new(t);
-    let Sizes { inner, state, width, hidden, .. } = weights.sizes;
-    let (batch, seqlen) = (t["x"].0[0], t["x"].0[1]);
-    let (w_len, h_len) = ((width - 1) * inner, inner * state);
-    let slot = |b: usize| batch - b;
-    let spread = |values: &[f64], each: usize| -> Vec<f64> {
-        let mut all = vec![7.0; (batch + 1) * each];
-        (0..batch).for_each(|b| all[slot(b) * each..][..each].copy_from_slice(&values[b * each..][..each]));
-        all
-    };
-    let mut window = stored::<I>(&spread(&prefill["final_window"], w_len));
-    let mut h = real::<I::Accum>(&spread(&prefill["last_state"], h_len));
-    let slots: Vec<i32> = (0..batch).map(|b| slot(b) as i32).collect();
-    let block = MambaBlock { engine, par: Par::default() };
-    let mut buffer = Buffer::new();
-    let mut outs = Vec::new();
-    for l in from..seqlen {
-        let x = stored::<I>(&cut(&t["x"], l, l + 1).1);
-        let mut out = vec![I::default(); batch * hidden];
-        let args = MambaStep {
-            params: weights.params(),
-            x: View::new(&x, [batch, hidden]),
-            window: ViewMut::new(&mut window, [batch + 1, width - 1, inner]),
-            state: ViewMut::new(&mut h, [batch + 1, inner, state]),
-            slots: Some(View::new(&slots, [batch])),
-            out: ViewMut::new(&mut out, [batch, hidden]),
-            options: MAMBA_OPTIONS,
-        };
-        let problem = args.check().unwrap();
-        let bytes = block.step_workspace::<I>(&problem);
-        block.step(args, &mut buffer.workspace(bytes)).unwrap();
-        outs.push(wide(&out));
-    }
-    assert!(window[..w_len].iter().all(|&x| x.load().to_f64() == 7.0) && h[..h_len].iter().all(|&x| x.to_f64() == 7.0), "a slot of no row");
-    let gather = |all: Vec<f64>, each: usize| (0..batch).flat_map(|b| all[slot(b) * each..][..each].to_vec()).collect();
-    let ends = [("final_window".to_string(), gather(wide(&window), w_len)), ("last_state".to_string(), gather(wide(&h), h_len))];
-    (outs, ends.into())
+/// The given entries of the first axis of some tensors.
+fn entries(t: &Tensors, names: &[&str], which: usize) -> Tensors {
+    let mut one = t.clone();
+    one.extend(names.iter().map(|&name| (name.to_string(), t[name].take(&[which]))));
+    one
 }
 
 fn prefill_then_steps<I: Input, E: HostEngine>(engine: &E, bound: f64) {
     let seqlen = 9;
     let t = random_case(3, seqlen, 3, 5);
-    let whole = forward::<I, E>(engine, &t, Sequences::Rows, None);
-    let hidden = t["x"].0[2];
-    let reference = (vec![3, seqlen, hidden], whole["out"].clone());
+    let whole = forward::<I, E>(engine, &t, &Packing::Rows);
+    let reference = Array { data: whole["out"].clone(), ..t["x"].clone() };
     for split in 0..=seqlen {
         let mut first = t.clone();
         first.insert("x".into(), cut(&t["x"], 0, split));
-        let prefill = forward::<I, E>(engine, &first, Sequences::Rows, None);
-        assert!(error(&prefill["out"], &cut(&reference, 0, split).1) <= bound, "prefill of {split}");
-        let (outs, ends) = steps::<I, E>(engine, &t, split, &prefill);
-        for (i, out) in outs.iter().enumerate() {
-            let e = error(out, &cut(&reference, split + i, split + i + 1).1);
-            assert!(e <= bound, "{} split {split}, step {i}: {e:e}", I::DTYPE.name());
+        let prefill = forward::<I, E>(engine, &first, &Packing::Rows);
+        assert!(error(&prefill["out"], &cut(&reference, 0, split).data) <= bound, "prefill of {split}");
+        let mut second = t.clone();
+        second.insert("x".into(), cut(&t["x"], split, seqlen));
+        for (start, end) in [("window", "final_window"), ("h0", "last_state")] {
+            second.get_mut(start).unwrap().data.clone_from(&prefill[end]);
         }
-        for (name, end) in &ends {
-            let e = error(end, &whole[name]);
+        for (name, got) in by_name(steps::<I, E>(engine, &second)) {
+            let want = if name == "out" { &cut(&reference, split, seqlen).data } else { &whole[&name] };
+            let e = error(&got, want);
             assert!(e <= bound, "{} split {split}, {name}: {e:e}", I::DTYPE.name());
         }
     }
@@ -418,25 +177,19 @@ fn prefill_of_any_length_then_steps() {
 }
 
 fn packed<E: HostEngine>(engine: &E) {
-    let offsets: [i64; 6] = [0, 3, 3, 4, 11, 13];
+    let offsets = vec![0, 3, 3, 4, 11, 13];
     let (seqlen, states) = (13, 5);
     let t = random_case(1, seqlen, states, 8);
-    let together = backward::<f64, E>(engine, &t, Sequences::CuSeqlens(View::new(&offsets, [6])));
+    let together = backward::<f64, E>(engine, &t, &Packing::CuSeqlens(offsets.clone()));
     let mut shared: Results = BTreeMap::new();
     for k in 0..states {
-        let mut one = t.clone();
+        let mut one = entries(&t, &["window", "h0", "grad_final_window", "grad_last_state"], k);
         let (from, to) = (offsets[k] as usize, offsets[k + 1] as usize);
         for name in ["x", "grad_out"] {
             one.insert(name.into(), cut(&t[name], from, to));
         }
-        let per_state = ["window", "h0", "grad_final_window", "grad_last_state"];
-        for name in per_state {
-            let (dims, values) = &t[name];
-            let each = values.len() / states;
-            one.insert(name.into(), (vec![1, dims[1], dims[2]], values[k * each..][..each].to_vec()));
-        }
-        let apart = backward::<f64, E>(engine, &one, Sequences::Rows);
-        let hidden = t["x"].0[2];
+        let apart = backward::<f64, E>(engine, &one, &Packing::Rows);
+        let hidden = t["x"].dims[2];
         for (name, values) in &apart {
             match name.as_str() {
                 "out" | "grad.x" => assert!(error(values, &together[name][from * hidden..to * hidden]) <= 1e-14, "{name} of sequence {k}"),
@@ -463,15 +216,10 @@ fn packed_is_run_apart() {
 
 fn rows_apart<E: HostEngine>(engine: &E) {
     let t = random_case(3, 6, 3, 21);
-    let together = forward::<f32, E>(engine, &t, Sequences::Rows, None);
+    let together = forward::<f32, E>(engine, &t, &Packing::Rows);
     for b in 0..3 {
-        let mut one = t.clone();
-        for name in ["x", "window", "h0"] {
-            let (dims, values) = &t[name];
-            let each = values.len() / 3;
-            one.insert(name.into(), (vec![1, dims[1], dims[2]], values[b * each..][..each].to_vec()));
-        }
-        for (name, values) in forward::<f32, E>(engine, &one, Sequences::Rows, None) {
+        let one = entries(&t, &["x", "window", "h0", "grad_out"], b);
+        for (name, values) in forward::<f32, E>(engine, &one, &Packing::Rows) {
             assert!(error(&values, &together[&name][b * values.len()..][..values.len()]) <= 1e-6, "{name} of row {b}");
         }
     }
@@ -485,10 +233,10 @@ fn rows_are_independent() {
 fn empty<E: HostEngine>(engine: &E) {
     for (batch, seqlen) in [(2, 0), (0, 3)] {
         let t = random_case(batch, seqlen, batch, 3);
-        let results = backward::<f64, E>(engine, &t, Sequences::Rows);
+        let results = backward::<f64, E>(engine, &t, &Packing::Rows);
         assert!(results["out"].is_empty());
-        assert_eq!((&results["last_state"], &results["final_window"]), (&t["h0"].1, &t["window"].1));
-        assert_eq!((&results["grad.h0"], &results["grad.window"]), (&t["grad_last_state"].1, &t["grad_final_window"].1));
+        assert_eq!((&results["last_state"], &results["final_window"]), (&t["h0"].data, &t["window"].data));
+        assert_eq!((&results["grad.h0"], &results["grad.window"]), (&t["grad_last_state"].data, &t["grad_final_window"].data));
         assert!(results["grad.in_proj.weight"].iter().chain(&results["grad.A_log"]).all(|&g| g == 0.0));
     }
 }
@@ -498,31 +246,16 @@ fn nothing_passes_states_through() {
     on_engines!(empty);
 }
 
-/// Strides that no two axes of merge, in and out.
 fn strided<E: HostEngine>(engine: &E) {
     let t = random_case(2, 5, 2, 4);
-    let weights = Weights::<f64>::new(&t);
-    let plain = forward::<f64, E>(engine, &t, Sequences::Rows, None);
-    let (window, h0) = (t["window"].1.clone(), t["h0"].1.clone());
-    let (batch, seqlen, hidden) = (2, 5, 3);
-    // (L, M, B) in memory.
-    let strides = [1, (hidden * batch) as isize, batch as isize];
-    let place = |i: usize| (i / (seqlen * hidden)) + (i / hidden % seqlen) * hidden * batch + i % hidden * batch;
-    let mut x = vec![0.0; batch * seqlen * hidden];
-    (0..x.len()).for_each(|i| x[place(i)] = t["x"].1[i]);
-    let mut out = x.clone();
-    let inputs = MambaInputs {
-        initial_window: Some(View::new(&window, [2, 3, 5])),
-        initial_state: Some(View::new(&h0, [2, 5, 4])),
-        ..MambaInputs::new(weights.params(), View::strided(&x, 0, [batch, seqlen, hidden], strides))
-    };
-    let problem = inputs.check().unwrap();
-    let args =
-        MambaFwd { inputs, out: ViewMut::strided(&mut out, 0, [batch, seqlen, hidden], strides), final_window: None, last_state: None };
-    let block = MambaBlock { engine, par: Par::Seq };
-    block.forward(args, &mut Buffer::new().workspace(block.forward_workspace::<f64>(&problem))).unwrap();
-    let back: Vec<f64> = (0..out.len()).map(|i| out[place(i)]).collect();
-    assert_eq!(back, plain["out"]);
+    let plain = backward::<f64, E>(engine, &t, &Packing::Rows);
+    let alone = forward::<f64, E>(engine, &t, &Packing::Rows);
+    assert!(alone.iter().all(|(name, values)| &plain[name] == values), "keeping activations changes the result");
+    for layout in Layout::STRIDED {
+        for (name, values) in by_name(Operands::<f64>::new(&t, &Packing::Rows, layout).run(engine)) {
+            assert!(error(&values, &plain[&name]) <= 1e-13, "{name} in the {}", layout.name());
+        }
+    }
 }
 
 #[test]
@@ -542,8 +275,8 @@ fn named<'a>(mut inputs: MambaInputs<'a, f64>, change: impl FnOnce(&mut MambaInp
 #[test]
 fn wrong_operands_are_named() {
     let t = random_case(2, 3, 2, 1);
-    let weights = Weights::<f64>::new(&t);
-    let x = t["x"].1.clone();
+    let weights = Weights::<f64>::new(&t, Layout::Contiguous);
+    let x = t["x"].data.clone();
     let good = MambaInputs::new(weights.params(), View::new(&x, [2, 3, 3]));
     let p = weights.params();
     assert_eq!(named(good, |i| i.params.in_proj = p.x_proj), "in_proj");

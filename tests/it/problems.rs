@@ -11,7 +11,7 @@ use selective_scan::selective::SelectiveOptions;
 
 use crate::harness::array::Array;
 use crate::harness::engines::{Entry, engines};
-use crate::harness::operation::{Call, Checked, DTYPES, Named, Operation, call};
+use crate::harness::operation::{Call, Check as _, Checked, DTYPES, Named, Operation, call};
 use crate::harness::scan::Scan;
 use crate::harness::selective::Selective;
 use crate::harness::tensor::Layout;

@@ -33,6 +33,27 @@ impl Bound {
         }
     }
 
+    /// The bound for a whole block, whatever the type of the tensor: `storage` is that of the inputs.
+    pub fn whole(storage: Dtype, n_eff: f64) -> Self {
+        let share = match storage {
+            Dtype::F64 | Dtype::C64 => 1e-12,
+            Dtype::F32 | Dtype::C32 => 5e-6 + n_eff * f64::powi(2.0, -23),
+            Dtype::F16 | Dtype::Cf16 => 6e-3,
+            Dtype::Bf16 | Dtype::Cbf16 => 4e-2,
+        };
+        Bound { share, ..Bound::exact() }
+    }
+
+    /// The bound for a model: its reference was itself rounded to f32 on the way.
+    pub fn published() -> Self {
+        Bound { share: 5e-6, ..Bound::exact() }
+    }
+
+    /// No difference at all.
+    pub fn exact() -> Self {
+        Bound { unit: 0.0, floor: 0.0, share: 0.0, overflow: f64::INFINITY, scale: 0.0 }
+    }
+
     /// The same for a sum whose terms may cancel: its error is a share of them, `scale`, where that is more than the sum.
     pub fn of_terms(self, scale: f64) -> Self {
         Bound { scale, ..self }

@@ -4,8 +4,6 @@ use selective_scan::Error;
 use selective_scan::buffer::Buffer;
 use selective_scan::element::{Element, Input, Weight};
 use selective_scan::layers::conv1d::{ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvStep};
-use selective_scan::sequences::Sequences;
-use selective_scan::view::View;
 
 use super::array::Array;
 use super::case::Case;
@@ -64,14 +62,6 @@ impl Conv1d {
         };
         [states, self.weight.dims[1].saturating_sub(1), self.x.dims[2]]
     }
-
-    fn sequences(&self) -> Sequences<'_> {
-        match &self.packing {
-            Packing::Rows => Sequences::Rows,
-            Packing::CuSeqlens(offsets) => Sequences::CuSeqlens(View::new(offsets, [offsets.len()])),
-            Packing::SeqIdx { ids, dims } => Sequences::SeqIdx(View::new(ids, *dims)),
-        }
-    }
 }
 
 /// The operands in one storage type and layout.
@@ -104,7 +94,7 @@ impl<I: Input> Operands<I> {
             weight: self.weight.view(),
             bias: self.bias.as_ref().map(Tensor::view),
             initial_window: self.window.as_ref().map(Tensor::view),
-            sequences: problem.sequences(),
+            sequences: problem.packing.sequences(),
             silu: problem.silu,
         }
     }

@@ -2,18 +2,15 @@
 
 use selective_scan::arch::Isa;
 use selective_scan::blelloch::Blelloch;
+use selective_scan::block;
 use selective_scan::cpu::Cpu;
-use selective_scan::layers::conv1d::CausalConv1d;
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
-use selective_scan::scan::Scan;
-use selective_scan::selective::SelectiveScan;
-use selective_scan::view::Host;
 
 /// What an engine for host memory offers.
-pub trait HostEngine: SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + Sync {}
+pub trait HostEngine: block::HostEngine + Copy + Sync {}
 
-impl<E: SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + Sync> HostEngine for E {}
+impl<E: block::HostEngine + Copy + Sync> HostEngine for E {}
 
 /// Something to do with any engine: their methods are generic, so they cannot be called through a pointer.
 pub trait Visit {
@@ -40,10 +37,14 @@ macro_rules! engines {
         }
 
         impl Entry {
-            /// What really runs for an operator. Convolutions are the same function for host memory on every engine.
+            /// What really runs for an operator. Convolutions, norms and products are the same functions for host memory on every
+            /// engine; of a block or a model the scan is the engine's own.
             pub fn kernel(&self, op: &str) -> String {
-                if op == "causal_conv1d" {
-                    return format!("host {op}");
+                match op {
+                    "causal_conv1d" => return format!("host {op}"),
+                    "mamba_block" => return format!("{}, host causal_conv1d, host linear", self.kernel("selective_scan")),
+                    "model" => return format!("{}, host rms_norm", self.kernel("mamba_block")),
+                    _ => {}
                 }
                 match &self.engine {
                     $(Engine::$kind(engine) => $kernel(engine, op),)+

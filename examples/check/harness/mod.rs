@@ -8,6 +8,9 @@ pub mod case;
 pub mod compare;
 pub mod conv1d;
 pub mod engines;
+pub mod mamba_block;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod operation;
 pub mod report;
 pub mod scan;

@@ -48,6 +48,20 @@ pub fn named<'a>(results: &'a [Named], name: &str) -> &'a Named {
     results.iter().find(|r| r.name == name).expect("every run has the same results")
 }
 
+/// A case that can be run: what `check` prints and the golden test asserts.
+pub trait Check {
+    /// The storage types that it admits, widest first.
+    fn dtypes(&self) -> &'static [Dtype] {
+        &DTYPES
+    }
+
+    /// Everything on one engine in one storage type. An `Err` is the engine's own, about the operands.
+    fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error>;
+
+    /// What the results are compared with.
+    fn reference_mut(&mut self) -> &mut Reference;
+}
+
 /// A problem of one operator, in f64.
 pub trait Operation: Sized {
     /// The name of the result by position.
@@ -182,33 +196,6 @@ impl<O: Operation> Checked<O> {
         found.bound(self.problem.n_eff()).of_terms(terms)
     }
 
-    /// Everything on one engine in one storage type. An `Err` is the engine's own, about the operands.
-    pub fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
-        let place = Place { entry, dtype };
-        let mut findings = Findings::default();
-        let started = Instant::now();
-        let base = place.results(&self.problem, Call::Run(Layout::Contiguous))?;
-        findings.seconds = started.elapsed().as_secs_f64();
-        for found in &base {
-            let deviation = compare(&found.array.data, &self.wanted(&found.name).data, self.bound(found));
-            findings.add(&found.name, deviation, "plain");
-        }
-        for layout in Layout::STRIDED {
-            for (again, before) in place.results(&self.problem, Call::Run(layout))?.iter().zip(&base) {
-                findings.add(&again.name, compare_bits(&again.array.data, &before.array.data), layout.name());
-            }
-        }
-        self.rearranged(place, &base, &mut findings)?;
-        self.continued(place, &mut findings)?;
-        if matches!(dtype, Dtype::F16 | Dtype::Bf16) {
-            let state = &named(&base, O::STATE).array;
-            for f in call(entry, dtype, &self.problem, Call::NarrowSteps(state))?.findings.list {
-                findings.add(&f.tensor, f.worst, &f.how);
-            }
-        }
-        Ok(findings)
-    }
-
     /// Packed, taken apart, with padding: the same bits by position, shared gradients within the bound.
     fn rearranged(&self, place: Place<'_>, base: &[Named], findings: &mut Findings) -> Result<(), Error> {
         for by in arrangements(&self.problem) {
@@ -258,6 +245,38 @@ impl<O: Operation> Checked<O> {
             }
         }
         Ok(())
+    }
+}
+
+impl<O: Operation> Check for Checked<O> {
+    fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
+        let place = Place { entry, dtype };
+        let mut findings = Findings::default();
+        let started = Instant::now();
+        let base = place.results(&self.problem, Call::Run(Layout::Contiguous))?;
+        findings.seconds = started.elapsed().as_secs_f64();
+        for found in &base {
+            let deviation = compare(&found.array.data, &self.wanted(&found.name).data, self.bound(found));
+            findings.add(&found.name, deviation, "plain");
+        }
+        for layout in Layout::STRIDED {
+            for (again, before) in place.results(&self.problem, Call::Run(layout))?.iter().zip(&base) {
+                findings.add(&again.name, compare_bits(&again.array.data, &before.array.data), layout.name());
+            }
+        }
+        self.rearranged(place, &base, &mut findings)?;
+        self.continued(place, &mut findings)?;
+        if matches!(dtype, Dtype::F16 | Dtype::Bf16) {
+            let state = &named(&base, O::STATE).array;
+            for f in call(entry, dtype, &self.problem, Call::NarrowSteps(state))?.findings.list {
+                findings.add(&f.tensor, f.worst, &f.how);
+            }
+        }
+        Ok(findings)
+    }
+
+    fn reference_mut(&mut self) -> &mut Reference {
+        &mut self.reference
     }
 }
 

@@ -2,65 +2,58 @@
 
 use std::path::{Path, PathBuf};
 
-use selective_scan::Error;
-use selective_scan::element::Dtype;
-
 use super::case::Case;
 use super::conv1d::Conv1d;
-use super::engines::Entry;
-use super::operation::Checked;
-use super::report::Findings;
+use super::mamba_block::MambaBlock;
+use super::operation::Check;
 use super::scan::Scan;
 use super::selective::Selective;
-
-/// A case by its operator.
-pub enum Problem {
-    Scan(Checked<Scan>),
-    Selective(Box<Checked<Selective>>),
-    Conv1d(Checked<Conv1d>),
-    /// An operator or a kind of case that is not built yet.
-    Skipped,
-}
 
 /// A case that was read.
 pub struct Loaded {
     pub name: String,
     pub op: String,
-    pub problem: Problem,
+    /// None where it is of an operator that is not built.
+    pub problem: Option<Box<dyn Check>>,
 }
 
 /// The file that makes a directory in the Hugging Face layout a case.
-const EXPECTED: &str = "expected.safetensors";
+pub const EXPECTED: &str = "expected.safetensors";
 
 impl Loaded {
     /// Reads a case: a file, or a model directory. `Err` is one sentence.
     pub fn read(path: &Path) -> Result<Self, String> {
         if path.is_dir() {
             let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-            return Ok(Loaded { name, op: "model".into(), problem: Problem::Skipped });
+            return Ok(Loaded { name, op: "model".into(), problem: model(path)? });
         }
         let case = Case::read(path)?;
         let (name, op) = (case.name.clone(), case.op.clone());
-        let in_file = |why: String| format!("{}: {why}", path.display());
-        let problem = match op.as_str() {
-            "scan" => Problem::Scan(Scan::read(case).map_err(in_file)?),
-            "selective_scan" => Problem::Selective(Box::new(Selective::read(case).map_err(in_file)?)),
-            "causal_conv1d" => Problem::Conv1d(Conv1d::read(case).map_err(in_file)?),
-            "mamba_block" | "ssd" | "mamba3_siso" | "s4d_kernel" => Problem::Skipped,
-            other => return Err(in_file(format!("option `op` is {other:?}, which is no operator of this format"))),
-        };
+        let problem = problem(case).map_err(|why| format!("{}: {why}", path.display()))?;
         Ok(Loaded { name, op, problem })
     }
+}
 
-    /// Runs it on one engine in one storage type; None where it is skipped.
-    pub fn on(&self, entry: &Entry, dtype: Dtype) -> Option<Result<Findings, Error>> {
-        match &self.problem {
-            Problem::Scan(case) => Some(case.on(entry, dtype)),
-            Problem::Selective(case) => Some(case.on(entry, dtype)),
-            Problem::Conv1d(case) => Some(case.on(entry, dtype)),
-            Problem::Skipped => None,
-        }
-    }
+fn problem(case: Case) -> Result<Option<Box<dyn Check>>, String> {
+    Ok(Some(match case.op.as_str() {
+        "scan" => Box::new(Scan::read(case)?),
+        "selective_scan" => Box::new(Selective::read(case)?),
+        "causal_conv1d" => Box::new(Conv1d::read(case)?),
+        "mamba_block" => Box::new(MambaBlock::read(case)?),
+        "ssd" | "mamba3_siso" | "s4d_kernel" => return Ok(None),
+        other => return Err(format!("option `op` is {other:?}, which is no operator of this format")),
+    }))
+}
+
+#[cfg(feature = "model")]
+fn model(path: &Path) -> Result<Option<Box<dyn Check>>, String> {
+    Ok(Some(Box::new(super::model::Model::read(path)?)))
+}
+
+/// Without the feature `model` there is nothing that could run it.
+#[cfg(not(feature = "model"))]
+fn model(_: &Path) -> Result<Option<Box<dyn Check>>, String> {
+    Ok(None)
 }
 
 /// The cases that a path stands for: itself, or those in a directory in the order of their names.

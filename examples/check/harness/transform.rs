@@ -1,5 +1,8 @@
 //! The same work arranged in another way: sliced, packed, taken apart, with padding between.
 
+use selective_scan::sequences::Sequences;
+use selective_scan::view::View;
+
 use super::array::{Array, Index};
 
 /// Which positions belong together, with its own memory.
@@ -8,6 +11,17 @@ pub enum Packing {
     Rows,
     CuSeqlens(Vec<i64>),
     SeqIdx { ids: Vec<i32>, dims: [usize; 2] },
+}
+
+impl Packing {
+    /// As operands borrow it.
+    pub fn sequences(&self) -> Sequences<'_> {
+        match self {
+            Packing::Rows => Sequences::Rows,
+            Packing::CuSeqlens(offsets) => Sequences::CuSeqlens(View::new(offsets, [offsets.len()])),
+            Packing::SeqIdx { ids, dims } => Sequences::SeqIdx(View::new(ids, *dims)),
+        }
+    }
 }
 
 /// A new arrangement of an old problem.
