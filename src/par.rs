@@ -141,6 +141,11 @@ impl Par {
         }
     }
 
+    /// This thread where the work is too little to wake others for. A host's own threads share it all the same.
+    pub(crate) fn or_seq(self, little: bool) -> Par {
+        if little && !matches!(self, Par::Part { .. }) { Par::Seq } else { self }
+    }
+
     /// An error unless a part's index and phase make sense for an operation of `phases` phases.
     pub(crate) fn check(self, phases: usize) -> Result<(), Error> {
         let Par::Part { index, count, phase } = self else { return Ok(()) };

@@ -94,7 +94,7 @@ fn stream<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> R
     let start = Instant::now();
     let texts = generate(&model, &parameters, &[&prompt], &options.how, |_, token| write(&text.push(&[token as u8]), &mut failed));
     let seconds = start.elapsed().as_secs_f64();
-    let count = texts.map_err(Failure::work)?[0].len();
+    let count = texts.map_err(|error| Failure::work(format!("{}: {error}", options.model.display())))?[0].len();
     let _ = write(&text.finish(), &mut failed);
     let _ = write(&format!("\n\nengine {}, {isa}, {count} tokens, {:.0} tokens/s\n", options.engine, count as f64 / seconds), &mut failed);
     ended(failed)
