@@ -8,6 +8,9 @@ use crate::error::Error;
 use crate::view::{Tiles, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
+/// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
+pub(crate) const SERIAL_BELOW: usize = 1 << 15;
+
 /// Who runs the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Par {

@@ -42,7 +42,10 @@ impl Line<'_> {
         for f in findings.exceeding() {
             say!(
                 "  EXCEEDS: `{}` by {:.3} of its bound, error {:.3e} of its largest value ({})",
-                f.tensor, f.worst.used, f.worst.error, f.how
+                f.tensor,
+                f.worst.used,
+                f.worst.error,
+                f.how
             );
         }
     }
@@ -86,13 +89,7 @@ impl Totals {
     /// Prints the sums; the exit status.
     pub fn finish(self, as_json: bool) -> ExitCode {
         if !as_json {
-            say!(
-                "{} checked, {} exceed a bound, {} malformed, {} skipped",
-                self.lines,
-                self.failed,
-                self.malformed,
-                self.skipped.len()
-            );
+            say!("{} checked, {} exceed a bound, {} malformed, {} skipped", self.lines, self.failed, self.malformed, self.skipped.len());
             if !self.skipped.is_empty() {
                 say!("skipped: {}", self.skipped.join(", "));
             }
