@@ -1,5 +1,9 @@
 //! What this machine has, and which engine the planner picks for a problem, and why.
 
+#[allow(dead_code)]
+#[path = "common/mod.rs"]
+mod common;
+
 use std::process::ExitCode;
 
 use selective_scan::arch::Isa;
@@ -26,7 +30,8 @@ struct Sizes([usize; 4]);
 
 impl Sizes {
     /// Reads the command line; None where help was asked for. `Err` is one sentence.
-    fn parse(mut given: impl Iterator<Item = String>) -> Result<Option<Sizes>, String> {
+    fn parse(given: Vec<String>) -> Result<Option<Sizes>, String> {
+        let mut given = given.into_iter();
         let mut sizes = [1, 2048, 1536, 16];
         while let Some(option) = given.next() {
             let at = match option.as_str() {
@@ -54,7 +59,7 @@ impl Sizes {
 }
 
 fn show(sizes: &Sizes, machine: &Machine) {
-    println!("instruction sets");
+    say!("instruction sets");
     for isa in Isa::ALL {
         let state = match (isa.is_available(), machine.isas.contains(&isa)) {
             (false, _) => "no",
@@ -62,24 +67,24 @@ fn show(sizes: &Sizes, machine: &Machine) {
             (true, true) if isa == machine.best() => "yes, in use",
             (true, true) => "yes",
         };
-        println!("  {:<9} {state}", isa.name());
+        say!("  {:<9} {state}", isa.name());
     }
-    println!("threads     {}", machine.threads);
-    println!("gpu         none: this build has no GPU engine");
-    println!("engines     naive (the specification), blelloch (a tree over time), cpu (fused SIMD)");
+    say!("threads     {}", machine.threads);
+    say!("gpu         none: this build has no GPU engine");
+    say!("engines     naive (the specification), blelloch (a tree over time), cpu (fused SIMD)");
     let [batch, seqlen, dim, dstate] = sizes.0;
-    println!(
+    say!(
         "\nfor B = {batch}, L = {seqlen}, D = {dim}, {}:",
         if dstate == 0 { "a plain recurrence".into() } else { format!("N = {dstate}") }
     );
-    println!("{}", Plan::new(sizes.problem(), machine));
+    say!("{}", Plan::new(sizes.problem(), machine));
 }
 
 fn main() -> ExitCode {
-    let sizes = match Sizes::parse(std::env::args().skip(1)) {
+    let sizes = match common::words().and_then(Sizes::parse) {
         Ok(Some(sizes)) => sizes,
         Ok(None) => {
-            println!("{HELP}");
+            say!("{HELP}");
             return ExitCode::SUCCESS;
         }
         Err(why) => {

@@ -8,6 +8,9 @@ use crate::error::Error;
 use crate::view::{Tiles, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
+/// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
+pub(crate) const SERIAL_BELOW: usize = 1 << 15;
+
 /// Who runs the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Par {
@@ -139,6 +142,11 @@ impl Par {
             Par::Rayon => rayon::current_num_threads(),
             Par::Part { count, .. } => count,
         }
+    }
+
+    /// This thread where the work is too little to wake others for. A host's own threads share it all the same.
+    pub(crate) fn or_seq(self, little: bool) -> Par {
+        if little && !matches!(self, Par::Part { .. }) { Par::Seq } else { self }
     }
 
     /// An error unless a part's index and phase make sense for an operation of `phases` phases.

@@ -14,7 +14,7 @@ use crate::scan::ScanProblem;
 use crate::selective::SelectiveProblem;
 
 /// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
-pub const SERIAL_BELOW: usize = 1 << 15;
+pub const SERIAL_BELOW: usize = crate::par::SERIAL_BELOW;
 
 /// Steps from which a plain recurrence of few rows is worth a tree over time.
 pub const TREE_FROM: usize = 1 << 14;

@@ -272,6 +272,7 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     }
 
     /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
+    #[cfg(feature = "gemm")]
     pub(crate) fn as_ptr(&self) -> *const T {
         self.ptr.wrapping_add(self.offset)
     }

@@ -39,7 +39,8 @@ pub struct Arguments {
 
 impl Arguments {
     /// Reads the command line. `Err` is one sentence.
-    pub fn parse(mut given: impl Iterator<Item = String>) -> Result<Asked, String> {
+    pub fn parse(given: Vec<String>) -> Result<Asked, String> {
+        let mut given = given.into_iter();
         let mut arguments = Arguments::default();
         while let Some(argument) = given.next() {
             match argument.as_str() {

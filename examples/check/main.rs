@@ -1,6 +1,9 @@
 //! Runs reference cases on every engine of this machine and says how far the results are from the float64 references.
 
 mod arguments;
+#[allow(dead_code)]
+#[path = "../common/mod.rs"]
+mod common;
 // The tests use more of it than this example.
 #[allow(dead_code)]
 mod harness;
@@ -16,9 +19,9 @@ use arguments::{Arguments, Asked};
 use output::{Line, Totals};
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+    let arguments = match common::words().and_then(Arguments::parse) {
         Ok(Asked::Help) => {
-            println!("{}", arguments::HELP);
+            say!("{}", arguments::HELP);
             return ExitCode::SUCCESS;
         }
         Ok(Asked::Run(arguments)) => arguments,

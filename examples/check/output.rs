@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::harness::engines::Entry;
 use crate::harness::report::Findings;
 use crate::harness::suite::Loaded;
+use crate::say;
 
 /// One case on one engine in one storage type.
 pub struct Line<'a> {
@@ -37,11 +38,14 @@ impl Line<'_> {
         let Line { case, entry, dtype, findings, .. } = self;
         let errors: Vec<String> = findings.list.iter().map(|f| format!("{} {:.1e}", f.tensor, f.worst.error)).collect();
         let (engine, isa, milliseconds) = (entry.name, entry.isa, findings.seconds * 1e3);
-        println!("{case:36} {engine:9} {isa:9} {:5} {milliseconds:9.2} ms  {}", dtype.name(), errors.join("  "));
+        say!("{case:36} {engine:9} {isa:9} {:5} {milliseconds:9.2} ms  {}", dtype.name(), errors.join("  "));
         for f in findings.exceeding() {
-            println!(
+            say!(
                 "  EXCEEDS: `{}` by {:.3} of its bound, error {:.3e} of its largest value ({})",
-                f.tensor, f.worst.used, f.worst.error, f.how
+                f.tensor,
+                f.worst.used,
+                f.worst.error,
+                f.how
             );
         }
     }
@@ -60,11 +64,11 @@ impl Totals {
     /// One line of the table.
     pub fn line(&mut self, line: &Line<'_>, as_json: bool) {
         if self.lines == 0 && !as_json {
-            println!("{:36} {:9} {:9} {:5} {:>12}  worst error over the largest reference", "case", "engine", "isa", "type", "time");
+            say!("{:36} {:9} {:9} {:5} {:>12}  worst error over the largest reference", "case", "engine", "isa", "type", "time");
         }
         self.lines += 1;
         self.failed += usize::from(line.findings.exceeding().next().is_some());
-        if as_json { println!("{}", line.json()) } else { line.print() }
+        if as_json { say!("{}", line.json()) } else { line.print() }
     }
 
     /// A file that cannot be checked.
@@ -77,7 +81,7 @@ impl Totals {
     pub fn skipped(&mut self, case: &Loaded, as_json: bool) {
         let name = format!("{} ({})", case.name, case.op);
         if as_json {
-            println!("{}", json!({ "case": case.name, "op": case.op, "skipped": true }));
+            say!("{}", json!({ "case": case.name, "op": case.op, "skipped": true }));
         }
         self.skipped.push(name);
     }
@@ -85,15 +89,9 @@ impl Totals {
     /// Prints the sums; the exit status.
     pub fn finish(self, as_json: bool) -> ExitCode {
         if !as_json {
-            println!(
-                "{} checked, {} exceed a bound, {} malformed, {} skipped",
-                self.lines,
-                self.failed,
-                self.malformed,
-                self.skipped.len()
-            );
+            say!("{} checked, {} exceed a bound, {} malformed, {} skipped", self.lines, self.failed, self.malformed, self.skipped.len());
             if !self.skipped.is_empty() {
-                println!("skipped: {}", self.skipped.join(", "));
+                say!("skipped: {}", self.skipped.join(", "));
             }
         }
         if self.failed > 0 {

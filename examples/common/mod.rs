@@ -1,7 +1,33 @@
-//! What examples share: command lines of `--name value` pairs, and the choice of an engine.
+//! What examples share: the command line, lines on standard output, `--name value` pairs and the choice of an engine.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{ErrorKind, Write};
 use std::str::FromStr;
+
+/// The words after the program's name. `Err` is one sentence about the first that is not UTF-8.
+pub fn words() -> Result<Vec<String>, String> {
+    let word = |word: std::ffi::OsString| word.into_string().map_err(|word| format!("the argument {word:?} is not UTF-8"));
+    std::env::args_os().skip(1).map(word).collect()
+}
+
+/// Prints a line. A reader that went away, as `head` does, misses the rest; the work and its exit status stay the same. A full disk ends
+/// the program with status 1.
+pub fn line(text: fmt::Arguments<'_>) {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("standard output: {error}");
+            std::process::exit(1)
+        }
+        _ => (),
+    }
+}
+
+/// `println!` by way of [`line`].
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => { $crate::common::line(format_args!($($text)*)) };
+}
 
 /// Options given on a command line.
 pub struct Arguments {
@@ -11,7 +37,8 @@ pub struct Arguments {
 
 impl Arguments {
     /// Reads `--name value` for `options` and `--name` for `flags`; None where help was asked for. `Err` is one sentence.
-    pub fn parse(mut given: impl Iterator<Item = String>, options: &[&str], flags: &[&str]) -> Result<Option<Arguments>, String> {
+    pub fn parse(given: Vec<String>, options: &[&str], flags: &[&str]) -> Result<Option<Arguments>, String> {
+        let mut given = given.into_iter();
         let mut all = Arguments { given: BTreeMap::new(), flags: Vec::new() };
         while let Some(word) = given.next() {
             if word == "--help" || word == "-h" {
@@ -44,7 +71,6 @@ impl Arguments {
     }
 
     /// Whether a flag was given.
-    #[allow(dead_code)]
     pub fn has(&self, name: &str) -> bool {
         self.flags.iter().any(|flag| flag == name)
     }
@@ -79,10 +105,14 @@ macro_rules! with_engine {
         match $name {
             "naive" => $run(selective_scan::naive::Naive, Par::default(), "scalar", $($arg),*),
             "blelloch" => $run(selective_scan::blelloch::Blelloch::new(), Par::default(), "scalar", $($arg),*),
-            "cpu" => {
-                let engine = selective_scan::cpu::Cpu::new();
-                $run(engine, Par::default(), engine.isa().name(), $($arg),*)
-            }
+            // A cap that is not a name is an error here, while the engine itself takes it for none.
+            "cpu" => match selective_scan::arch::Isa::cap() {
+                Ok(_) => {
+                    let engine = selective_scan::cpu::Cpu::new();
+                    $run(engine, Par::default(), engine.isa().name(), $($arg),*)
+                }
+                Err(error) => Err($crate::common::Failure::usage(error)),
+            },
             other => Err($crate::common::Failure::usage(format!("--engine is naive, blelloch or cpu, not `{other}`"))),
         }
     }};

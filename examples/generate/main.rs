@@ -1,5 +1,6 @@
 //! Streams text from a byte-level Mamba model.
 
+#[allow(dead_code)]
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -11,7 +12,7 @@ use std::time::Instant;
 
 use common::{Arguments, Failure};
 use selective_scan::block::HostEngine;
-use selective_scan::model::{BYTE_VOCAB, Generation, MambaLm, Sampling, Utf8Stream, bytes_to_tokens, generate, load};
+use selective_scan::model::{BYTE_VOCAB, Generation, MambaLm, Sampler, Sampling, Utf8Stream, bytes_to_tokens, generate, load};
 use selective_scan::par::Par;
 
 /// The checked-in model, relative to the repository.
@@ -47,6 +48,8 @@ impl Options {
     fn new(given: &Arguments) -> Result<Options, String> {
         let sampling =
             Sampling { temperature: given.or("temperature", 0.8)?, top_k: given.get("top-k")?, top_p: Some(given.or("top-p", 0.95)?) };
+        // Said before a byte is written, not in the middle of the text.
+        Sampler::new(sampling, 0).map_err(|error| error.to_string())?;
         let prompt = given.or("prompt", "ROMEO:".to_string())?;
         if prompt.is_empty() {
             return Err("--prompt wants at least one byte".into());
@@ -91,7 +94,7 @@ fn stream<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> R
     let start = Instant::now();
     let texts = generate(&model, &parameters, &[&prompt], &options.how, |_, token| write(&text.push(&[token as u8]), &mut failed));
     let seconds = start.elapsed().as_secs_f64();
-    let count = texts.map_err(Failure::usage)?[0].len();
+    let count = texts.map_err(|error| Failure::work(format!("{}: {error}", options.model.display())))?[0].len();
     let _ = write(&text.finish(), &mut failed);
     let _ = write(&format!("\n\nengine {}, {isa}, {count} tokens, {:.0} tokens/s\n", options.engine, count as f64 / seconds), &mut failed);
     ended(failed)
@@ -105,9 +108,9 @@ fn ended(failed: Option<std::io::Error>) -> Result<(), Failure> {
 }
 
 fn start() -> Result<(), Failure> {
-    let given = Arguments::parse(std::env::args().skip(1), &NAMES, &[]).map_err(Failure::usage)?;
+    let given = common::words().and_then(|words| Arguments::parse(words, &NAMES, &[])).map_err(Failure::usage)?;
     let Some(given) = given else {
-        println!("{HELP}");
+        say!("{HELP}");
         return Ok(());
     };
     let options = Options::new(&given).map_err(Failure::usage)?;

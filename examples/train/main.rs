@@ -4,12 +4,12 @@
 mod common;
 mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use common::{Arguments, Failure};
 use indicatif::{ProgressBar, ProgressStyle};
-use run::{Event, Options, train};
+use run::{Event, Options, judge_folder, train};
 use selective_scan::block::HostEngine;
 use selective_scan::par::Par;
 
@@ -17,10 +17,12 @@ const HELP: &str = "\
 Trains a byte-level Mamba language model on a text file, with AdamW, a cosine schedule with warm-up, and gradient clipping.
 
     cargo run --release --example train -- --data FILE --valid FILE --out DIR [OPTIONS]
+    cargo run --release --example train -- --judge DIR --valid FILE
 
     --data FILE            text to learn
     --valid FILE           text to be judged on: the whole of it, as one sequence
     --out DIR              gets checkpoint.safetensors, loss.tsv and, at the end, the model in the published layout (f16)
+    --judge DIR            no training: bits a byte of the model in DIR on the validation text
     --resume               go on from DIR's checkpoint; the result has the same bits as without the interruption
     --layers N             blocks, 4                  --dim N              width, 256
     --state N              states a channel, 16       --batch N            sequences a step, 16
@@ -35,7 +37,8 @@ Trains a byte-level Mamba language model on a text file, with AdamW, a cosine sc
 
 Exit status: 0, 1 where training fails, 2 where the command line or a file is wrong.";
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 20] = [
+    "judge",
     "data",
     "valid",
     "out",
@@ -56,6 +59,9 @@ const NAMES: [&str; 19] = [
     "time-limit",
     "engine",
 ];
+
+/// More are no machine's.
+const MOST_THREADS: usize = 4096;
 
 fn options(given: &Arguments) -> Result<Options, String> {
     let path = |name: &str| given.get::<PathBuf>(name)?.ok_or_else(|| format!("--{name} is wanted"));
@@ -89,17 +95,23 @@ fn show<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Res
             bar.set_position(done);
             bar.set_message(format!("{bits:.3} bits/byte, {speed:.0} bytes/s, {isa}"));
         }
-        Event::Judged { done, bits } => bar.suspend(|| println!("step {done}: {bits:.4} bits a byte on the validation text")),
+        Event::Judged { done, bits } => bar.suspend(|| say!("step {done}: {bits:.4} bits a byte on the validation text")),
     })
     .map_err(Failure::from)?;
     bar.finish_and_clear();
-    println!(
+    say!(
         "{} of {} steps, {:.4} bits a byte on the validation text, model in {}",
         last.step,
         options.steps,
         last.bits,
         options.out.display()
     );
+    Ok(())
+}
+
+fn judged<E: HostEngine>(engine: E, par: Par, _: &str, folder: &Path, valid: &Path) -> Result<(), Failure> {
+    let bits = judge_folder(engine, par, folder, valid)?;
+    say!("{bits:.4} bits a byte on {}, model in {}", valid.display(), folder.display());
     Ok(())
 }
 
@@ -113,16 +125,23 @@ impl From<run::Fault> for Failure {
 }
 
 fn start() -> Result<(), Failure> {
-    let given = Arguments::parse(std::env::args().skip(1), &NAMES, &["resume"]).map_err(Failure::usage)?;
+    let given = common::words().and_then(|words| Arguments::parse(words, &NAMES, &["resume"])).map_err(Failure::usage)?;
     let Some(given) = given else {
-        println!("{HELP}");
+        say!("{HELP}");
         return Ok(());
     };
     if let Some(threads) = given.get::<usize>("threads").map_err(Failure::usage)? {
+        if threads > MOST_THREADS {
+            return Err(Failure::usage(format!("--threads is {threads}, at most {MOST_THREADS} are taken")));
+        }
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(Failure::work)?;
     }
-    let options = options(&given).map_err(Failure::usage)?;
     let name = given.or("engine", "cpu".to_string()).map_err(Failure::usage)?;
+    if let Some(folder) = given.get::<PathBuf>("judge").map_err(Failure::usage)? {
+        let valid = given.get::<PathBuf>("valid").map_err(Failure::usage)?.ok_or_else(|| Failure::usage("--valid is wanted"))?;
+        return with_engine!(name.as_str(), judged, &folder, &valid);
+    }
+    let options = options(&given).map_err(Failure::usage)?;
     with_engine!(name.as_str(), show, &options)
 }
 

@@ -9,7 +9,7 @@ use selective_scan::block::HostEngine;
 use selective_scan::element::Dtype;
 use selective_scan::model::{
     AdamW, AdamWOptions, BYTE_VOCAB, Checkpoint, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Schedule, bytes_to_tokens,
-    init, save,
+    expected, init, load, save,
 };
 use selective_scan::par::Par;
 
@@ -23,6 +23,9 @@ const WINDOW: usize = 8192;
 const LINE: u64 = 10;
 /// The last rate over the largest.
 const FLOOR: f64 = 0.05;
+/// The most bytes of one step, and the most parameters: what takes more memory than that is a slip of the keyboard.
+const MOST_BYTES: usize = 1 << 24;
+const MOST_PARAMETERS: usize = 1 << 30;
 
 /// What a run is asked to do.
 #[derive(Debug, Clone)]
@@ -88,9 +91,24 @@ impl Options {
         ];
         match sizes.into_iter().find(|(_, size)| *size == 0) {
             Some((name, _)) => Err(operand(format!("--{name} is at least 1"))),
+            None if self.batch.saturating_mul(self.seqlen) > MOST_BYTES => {
+                Err(operand(format!("--batch times --seqlen is {}, at most {MOST_BYTES} is taken", self.batch.saturating_mul(self.seqlen))))
+            }
             None if !(self.rate > 0.0 && self.rate.is_finite()) => Err(operand("--lr is a finite number above 0")),
-            None => Ok(()),
+            None if self.time_limit.is_some_and(|limit| !(limit >= 0.0)) => Err(operand("--time-limit is a number of at least 0")),
+            None if self.out.as_os_str().is_empty() => Err(operand("--out is the name of a folder")),
+            None => self.check_parameters(),
         }
+    }
+
+    /// Refuses a model that is too large before any of it is made.
+    fn check_parameters(&self) -> Result<(), Fault> {
+        let sizes = self.config().sizes().map_err(operand)?;
+        let count: usize = expected(&sizes).iter().map(|spec| spec.dims.iter().product::<usize>()).sum();
+        if count > MOST_PARAMETERS {
+            return Err(operand(format!("--layers, --dim and --state make {count} parameters, at most {MOST_PARAMETERS} are taken")));
+        }
+        Ok(())
     }
 
     fn config(&self) -> ModelConfig {
@@ -146,7 +164,12 @@ impl Options {
 }
 
 fn text(path: &Path, least: usize) -> Result<Vec<u32>, Fault> {
-    let bytes = fs::read(path).map_err(|error| operand(format!("{}: {error}", path.display())))?;
+    let fault = |error: &dyn std::fmt::Display| operand(format!("{}: {error}", path.display()));
+    // A pipe or a device may never end.
+    if !fs::metadata(path).map_err(|error| fault(&error))?.is_file() {
+        return Err(fault(&"is not a regular file"));
+    }
+    let bytes = fs::read(path).map_err(|error| fault(&error))?;
     if bytes.len() < least {
         return Err(operand(format!("{} has {} bytes, at least {least} are wanted", path.display(), bytes.len())));
     }
@@ -181,6 +204,16 @@ pub fn judge<E: HostEngine>(
     Ok(sum / count as f64 * std::f64::consts::LOG2_E)
 }
 
+/// Bits a byte of a saved model on a whole text.
+pub fn judge_folder<E: HostEngine>(engine: E, par: Par, folder: &Path, valid: &Path) -> Result<f64, Fault> {
+    let (config, parameters) = load::<f32>(folder).map_err(operand)?;
+    if config.vocab_size != BYTE_VOCAB {
+        return Err(operand(format!("{}: its vocabulary is {}, wanted bytes, {BYTE_VOCAB}", folder.display(), config.vocab_size)));
+    }
+    let (valid, model) = (text(valid, 2)?, MambaLm::new(config, engine, par).map_err(operand)?);
+    judge(&model, &parameters, &valid, &mut LmMemory::default())
+}
+
 /// The loss curve: lines `step, kind, bits a byte, rate, seconds of this process`.
 struct Curve {
     path: PathBuf,
@@ -200,10 +233,14 @@ impl Curve {
         Curve { path, text, start: Instant::now(), sum: 0.0 }
     }
 
+    fn write(&self) -> Result<(), Fault> {
+        fs::write(&self.path, &self.text).map_err(|error| work(format!("{}: {error}", self.path.display())))
+    }
+
     fn line(&mut self, step: u64, kind: &str, bits: f64, rate: f64) -> Result<(), Fault> {
         let seconds = self.start.elapsed().as_secs_f64();
         writeln!(self.text, "{step}\t{kind}\t{bits:.4}\t{rate:.3e}\t{seconds:.1}").map_err(work)?;
-        fs::write(&self.path, &self.text).map_err(|error| work(format!("{}: {error}", self.path.display())))
+        self.write()
     }
 }
 
@@ -219,6 +256,8 @@ pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, mut show: im
     let (mut memory, mut gradients) = (LmMemory::default(), run.parameters.zeros_like());
     let (mut tokens, mut targets) = (Vec::new(), Vec::new());
     let mut curve = Curve::begin(&options.out, run.position);
+    // A folder that cannot be written is found now and not after many steps.
+    curve.write()?;
     let began = (Instant::now(), run.position);
     let late = || options.time_limit.is_some_and(|limit| began.0.elapsed().as_secs_f64() >= limit);
     while run.position < options.steps && !late() {

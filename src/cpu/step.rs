@@ -9,6 +9,7 @@ use crate::arch::{self, Lanes, Planes, fwd_scratch};
 use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
 use crate::error::Error;
+use crate::par::SERIAL_BELOW;
 use crate::selective::{SelectiveProblem, SelectiveStep};
 use crate::view::{Cut, View};
 use crate::workspace::{ALIGN, bytes_of};
@@ -45,7 +46,8 @@ pub(super) fn run<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>, R
     let state = state_mut(args.state).tiles(Cut::Whole, grid.channels_cut());
     let out = row_mut(args.out).tiles(Cut::Whole, grid.channels_cut());
     let slots = args.slots;
-    cpu.par.run(0, grid.tasks(), (state, out), &mut ws, task_bytes::<R>(extent), |i, (mut state, mut out), ws| {
+    let par = cpu.par.or_seq(problem.batch.saturating_mul(problem.dim).saturating_mul(problem.dstate) < SERIAL_BELOW);
+    par.run(0, grid.tasks(), (state, out), &mut ws, task_bytes::<R>(extent), |i, (mut state, mut out), ws| {
         rows(&inputs, grid.task(i).channels, slots, &mut state, &mut out, ws);
     })
 }

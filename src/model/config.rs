@@ -362,7 +362,7 @@ impl ModelConfig {
         for (key, value, most) in reals {
             // A NaN is in no range. The least is a number that f32 still holds.
             if !(1e-30..=most).contains(&value) {
-                return Err(bad(key, format!("{value} is not a number from 1e-30 to {most}")));
+                return Err(bad(key, format!("{value:?} is not a number from 1e-30 to {most}")));
             }
         }
         if self.time_step_min > self.time_step_max {

@@ -240,14 +240,15 @@ impl<E: HostEngine> MambaLm<E> {
         let call = Call { tokens, batch, sequences: Sequences::Rows, states: batch, initial: None, last: None, keep: false };
         self.hidden(parameters, call, memory)?;
         let mut logits = vec![T::ZERO; tokens.len() * self.sizes.vocab];
-        self.head_forward(parameters, &memory.hidden, tokens.len(), &mut logits, &mut memory.buffer)?;
+        let weight = View::new(head_weight(parameters), [self.sizes.vocab, self.sizes.hidden]);
+        self.head_forward(weight, &memory.hidden, tokens.len(), &mut logits, &mut memory.buffer)?;
         Ok(logits)
     }
 
     /// logits = head · hidden for `rows` rows.
     fn head_forward<T: Real>(
         &self,
-        parameters: &Parameters<T>,
+        weight: View<'_, T, 2>,
         hidden: &[T],
         rows: usize,
         logits: &mut [T],
@@ -256,7 +257,7 @@ impl<E: HostEngine> MambaLm<E> {
         let Sizes { vocab, hidden: width, .. } = self.sizes;
         let product = crate::layers::linear::LinearFwd {
             x: View::new(hidden, [rows, width]),
-            weight: View::new(head_weight(parameters), [vocab, width]),
+            weight,
             bias: None,
             out: ViewMut::new(logits, [rows, vocab]),
         };

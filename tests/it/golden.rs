@@ -122,3 +122,28 @@ fn malformed_files_are_errors() {
         assert!(why.contains(named), "{from} → {to}: {why}");
     }
 }
+
+/// A small file cannot ask for much memory: sizes that no bytes stand for are limited, and so are their products.
+#[test]
+fn huge_sizes_are_errors() {
+    let read = |shapes: &[(&str, &[usize])], options: &str| {
+        let mut header = format!(r#"{{"__metadata__":{{"options":"{{\"op\":\"selective_scan\"{options}}}"}}"#);
+        let mut end = 0;
+        for (name, shape) in shapes {
+            let start = end;
+            end += 8 * shape.iter().product::<usize>();
+            header += &format!(r#","{name}":{{"dtype":"F64","shape":{shape:?},"data_offsets":[{start},{end}]}}"#);
+        }
+        header += "}";
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + end, 0);
+        Case::parse("case".into(), &bytes).and_then(|c| Selective::read(c).map(|_| ())).expect_err("huge")
+    };
+    let empty = read(&[("u", &[1 << 61, 0, 1])], "");
+    assert!(empty.contains("`u`") && empty.contains("without elements"), "{empty}");
+    let wide: &[usize] = &[1 << 14, 1, 1];
+    let shapes = [("u", wide), ("delta", wide), ("grad_out", wide), ("A", &[1, 1 << 14]), ("B", &[1, 1 << 14]), ("C", &[1, 1 << 14])];
+    let state = read(&shapes, r#",\"variable_B\":false,\"variable_C\":false"#);
+    assert!(state.contains("`last_state`") && state.contains("16384"), "{state}");
+}

@@ -21,6 +21,8 @@ mod problems;
 mod rms_norm;
 mod scan_properties;
 mod selective_properties;
+#[cfg(feature = "model")]
+mod shakespeare;
 mod source;
 mod tensors;
 mod threads;

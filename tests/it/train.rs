@@ -10,7 +10,7 @@ use selective_scan::par::Par;
 
 #[allow(dead_code)]
 #[path = "../../examples/train/run.rs"]
-mod run;
+pub(crate) mod run;
 
 use run::{CHECKPOINT, CURVE, Event, Options, train};
 

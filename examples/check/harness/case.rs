@@ -8,6 +8,20 @@ use serde_json::{Map, Value};
 
 use super::array::Array;
 
+/// The largest dimension of a tensor without elements: sizes that no bytes stand for are the only ones that a small file can make huge.
+const MOST_EMPTY: usize = 256;
+
+/// The most numbers of a state, whose size is a product of several tensors' sizes.
+const MOST_STATES: usize = 1 << 27;
+
+/// Refuses a state that is too large, before it is made.
+pub fn check_state(name: &str, dims: &[usize]) -> Result<(), String> {
+    match dims.iter().try_fold(1usize, |product, &size| product.checked_mul(size)) {
+        Some(count) if count <= MOST_STATES => Ok(()),
+        _ => Err(format!("`{name}` has shape {dims:?}, at most {MOST_STATES} numbers are taken")),
+    }
+}
+
 /// A case as it was read. Tensors and options are taken out by name; what is left over has no meaning and is an error.
 pub struct Case {
     pub name: String,
@@ -19,7 +33,12 @@ pub struct Case {
 impl Case {
     /// Reads a file. The error is one sentence that names the file.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let unreadable = |e: std::io::Error| format!("{}: {e}", path.display());
+        // A pipe or a device may never end.
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(format!("{}: is not a regular file", path.display()));
+        }
+        let bytes = std::fs::read(path).map_err(unreadable)?;
         let name = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
         Case::parse(name, &bytes).map_err(|why| format!("{}: {why}", path.display()))
     }
@@ -36,6 +55,9 @@ impl Case {
         for (tensor, view) in SafeTensors::deserialize(bytes).map_err(not)?.iter() {
             if view.dtype() != Dtype::F64 {
                 return Err(format!("tensor `{tensor}` is {:?}, wanted F64", view.dtype()));
+            }
+            if view.data().is_empty() && view.shape().iter().any(|&size| size > MOST_EMPTY) {
+                return Err(format!("tensor `{tensor}` has shape {:?}: without elements, sizes are at most {MOST_EMPTY}", view.shape()));
             }
             let data = view.data().chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("8 bytes"))).collect();
             tensors.insert(tensor.to_owned(), (view.shape().to_vec(), data));

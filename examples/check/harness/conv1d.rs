@@ -6,7 +6,7 @@ use selective_scan::element::{Element, Input, Weight};
 use selective_scan::layers::conv1d::{ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvStep};
 
 use super::array::Array;
-use super::case::Case;
+use super::case::{Case, check_state};
 use super::engines::HostEngine;
 use super::operation::{Checked, Named, Operation, Role};
 use super::report::Findings;
@@ -39,6 +39,7 @@ impl Conv1d {
             silu: case.flag("silu", true)?,
             packing: case.cu_seqlens()?.map_or(Packing::Rows, Packing::CuSeqlens),
         };
+        check_state("final_window", &problem.window_dims())?;
         Operands::<f64>::new(&problem, Layout::Contiguous).inputs(&problem).check().map_err(|e| e.to_string())?;
         let window = Array::zeros(&problem.window_dims(), false);
         let mut reference = vec![("out".to_owned(), case.reference("out", &problem.x)?)];

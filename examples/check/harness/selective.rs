@@ -7,7 +7,7 @@ use selective_scan::ops::Rule;
 use selective_scan::selective::SelectiveOptions;
 
 use super::array::Array;
-use super::case::Case;
+use super::case::{Case, check_state};
 use super::compare::{Bound, compare};
 use super::engines::HostEngine;
 use super::operation::{Checked, Named, Operation, Reference, Role};
@@ -78,6 +78,7 @@ impl Selective {
                 }
             }
         }
+        check_state("last_state", &problem.state_dims())?;
         problem = problem.measured().map_err(|e| e.to_string())?;
         let reference = problem.reference(&mut case)?;
         case.finish()?;
@@ -126,13 +127,17 @@ impl Selective {
         [Some(&self.u), Some(&self.delta), Some(&self.A), Some(&self.B), Some(&self.C), D, z, bias, h0]
     }
 
-    /// A state of zeros.
-    pub fn zero_state(&self) -> Array {
+    fn state_dims(&self) -> [usize; 3] {
         let states = match &self.packing {
             Packing::CuSeqlens(offsets) => offsets.len().saturating_sub(1),
             _ => self.u.dims[0],
         };
-        Array::zeros(&[states, self.A.dims[0], self.A.dims[1]], self.complex())
+        [states, self.A.dims[0], self.A.dims[1]]
+    }
+
+    /// A state of zeros.
+    pub fn zero_state(&self) -> Array {
+        Array::zeros(&self.state_dims(), self.complex())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::buffer::Workspace;
 use crate::element::Input;
 use crate::error::Error;
 use crate::layers::rows::{clear_row, store_row};
-use crate::par::Par;
+use crate::par::{Par, SERIAL_BELOW};
 use crate::sequences::Sequences;
 use crate::view::{Cut, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
@@ -153,5 +153,6 @@ pub(crate) fn update_with<I: Input>(kernel: impl ConvKernel, args: ConvStep<'_, 
             (0..width - 1).for_each(|k| store_row(&mut window, [slot, k, 0], stage.row(k)));
         }
     };
+    let par = par.or_seq(x.dims()[0].saturating_mul(dim).saturating_mul(width) < SERIAL_BELOW);
     par.run(0, dim.div_ceil(block), split, &mut ws.reborrow(), fwd_scratch::<I>(kernel, width), work)
 }

@@ -23,6 +23,8 @@ const TALL: [usize; 2] = [512, 128];
 /// As long as there are so many tall blocks; else square ones, so that more threads have work.
 const ENOUGH: usize = 16;
 const SQUARE: [usize; 2] = [128, 128];
+/// Multiply-adds below which waking other threads costs more than it saves: some 20 µs of work.
+const SERIAL_BELOW: usize = 1 << 19;
 /// Columns of one part of ∂bias, and rows that are added up in plain f64 there.
 const BIAS_COLUMNS: usize = 64;
 const BIAS_ROWS: usize = 32;
@@ -102,6 +104,7 @@ fn product<I: Input, O: Element<Arith = I::Accum>>(
 ) -> Result<(), Error> {
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
     let sizes = Sizes { m, n, k, fine };
+    let par = par.or_seq(m.saturating_mul(n).saturating_mul(k) < SERIAL_BELOW);
     let [height, width] = sizes.block();
     let across = n.div_ceil(width);
     let part = |i: usize, step: usize, size: usize| i * step..(i * step + step).min(size);
