@@ -95,7 +95,9 @@ impl Options {
                 Err(operand(format!("--batch times --seqlen is {}, at most {MOST_BYTES} is taken", self.batch.saturating_mul(self.seqlen))))
             }
             None if !(self.rate > 0.0 && self.rate.is_finite()) => Err(operand("--lr is a finite number above 0")),
-            None if self.time_limit.is_some_and(|limit| limit.is_nan() || limit < 0.0) => Err(operand("--time-limit is a number of at least 0")),
+            None if self.time_limit.is_some_and(|limit| limit.is_nan() || limit < 0.0) => {
+                Err(operand("--time-limit is a number of at least 0"))
+            }
             None if self.out.as_os_str().is_empty() => Err(operand("--out is the name of a folder")),
             None => self.check_parameters(),
         }

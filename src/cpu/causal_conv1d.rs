@@ -3,13 +3,13 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::{Cpu, double};
-use crate::arch::{ConvFwd as TileFwd, ConvTile, Kernels, Lanes};
+use crate::arch::{ConvFwd as TileFwd, ConvTile, Isa, Kernels, Lanes};
 use crate::buffer::Workspace;
 use crate::element::{Input, Real};
 use crate::error::Error;
 use crate::layers::conv1d::{
-    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, causal_conv1d_bwd, causal_conv1d_bwd_workspace, fwd_with,
-    fwd_workspace_with, update_with, update_workspace_with,
+    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, causal_conv1d_bwd, causal_conv1d_bwd_workspace,
+    fwd_with, fwd_workspace_with, update_with, update_workspace_with,
 };
 use crate::view::Host;
 
@@ -35,7 +35,14 @@ impl ConvKernel for Kernels {
     }
 
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]) {
-        if double::<A>() { forward::<A, f64>(self, filter, rows, outputs) } else { forward::<A, f32>(self, filter, rows, outputs) }
+        // The portable level has no fused multiply-add, and a block magnifies the rounding of each tap: loops in f64 there.
+        if self.isa() == Isa::Portable {
+            Plain.forward(filter, rows, outputs);
+        } else if double::<A>() {
+            forward::<A, f64>(self, filter, rows, outputs);
+        } else {
+            forward::<A, f32>(self, filter, rows, outputs);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod host;
 mod stage;
 
 pub(crate) use host::{fwd_with, fwd_workspace_with, update_with, update_workspace_with};
-pub(crate) use stage::{ConvKernel, Filter};
+pub(crate) use stage::{ConvKernel, Filter, Plain};
 
 pub use backward::{causal_conv1d_bwd, causal_conv1d_bwd_workspace};
 pub use host::{causal_conv1d_fwd, causal_conv1d_fwd_workspace, causal_conv1d_update, causal_conv1d_update_workspace};

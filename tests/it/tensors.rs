@@ -133,7 +133,7 @@ impl Threads {
                 });
             }
             #[cfg(not(feature = "rayon"))]
-            Threads::Rayon(_) => on(Par::Seq),
+            Threads::Rayon(n) => (0..n).for_each(|_| on(Par::Seq)),
             Threads::Parts(count) => {
                 // Backwards, since no order is promised.
                 for phase in 0..phases {

@@ -9,7 +9,8 @@ use crate::problems::{Draw, Recipe, name, places, run};
 fn same<O: Operation + Sync>(problem: &O) {
     for (entry, dtype) in places() {
         let alone = run(&entry.with_par(Par::Seq), dtype, problem);
-        let mut others: Vec<(String, Vec<Named>)> = vec![("again".into(), run(&entry.with_par(Par::Seq), dtype, problem))];
+        let mut others: Vec<(String, Vec<Named>)> = Vec::new();
+        others.push(("again".into(), run(&entry.with_par(Par::Seq), dtype, problem)));
         #[cfg(feature = "rayon")]
         for threads in [1, 2, 3, 7] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of a few threads");

@@ -25,9 +25,9 @@ pub(crate) trait ConvKernel: Copy + Sync {
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]);
 }
 
-/// Plain loops.
+/// Plain loops in f64, each output rounded once: what follows in a block magnifies the rounding of each tap.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Plain;
+pub(crate) struct Plain;
 
 impl ConvKernel for Plain {
     fn block<A: Real>(self) -> usize {
@@ -39,10 +39,12 @@ impl ConvKernel for Plain {
     }
 
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]) {
-        for (i, out) in outputs.chunks_exact_mut(filter.lanes).enumerate() {
-            filter.sums(&rows[i * filter.lanes..], out);
-            if filter.silu {
-                out.iter_mut().for_each(|v| *v = silu(*v));
+        let lanes = filter.lanes;
+        for (i, out) in outputs.chunks_exact_mut(lanes).enumerate() {
+            for (lane, out) in out.iter_mut().enumerate() {
+                let tap = |k: usize| filter.taps[k * lanes + lane].to_f64() * rows[(i + k) * lanes + lane].to_f64();
+                let sum = (0..filter.width).fold(filter.bias[lane].to_f64(), |sum, k| sum + tap(k));
+                *out = A::from_f64(if filter.silu { silu(sum) } else { sum });
             }
         }
     }
