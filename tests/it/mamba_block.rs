@@ -230,6 +230,38 @@ fn rows_are_independent() {
     on_engines!(rows_apart);
 }
 
+fn causal<E: HostEngine>(engine: &E) {
+    let (seqlen, from) = (12, 7);
+    let t = random_case(1, seqlen, 1, 13);
+    let mut later = t.clone();
+    let width = t["x"].dims[2];
+    later.get_mut("x").unwrap().data[from * width..].iter_mut().for_each(|x| *x = 3.0 - *x);
+    let (one, other) = (forward::<f32, E>(engine, &t, &Packing::Rows), forward::<f32, E>(engine, &later, &Packing::Rows));
+    assert_eq!(one["out"][..from * width], other["out"][..from * width]);
+    assert_ne!(one["out"][from * width..], other["out"][from * width..]);
+}
+
+#[test]
+fn what_comes_later_changes_no_bit_before() {
+    on_engines!(causal);
+}
+
+#[cfg(feature = "rayon")]
+fn threads<E: HostEngine + Sync>(engine: &E) {
+    let t = random_case(3, 70, 3, 17);
+    let on = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(|| backward::<f32, E>(engine, &t, &Packing::Rows));
+    let one = on(1);
+    for n in [2, 3, 7] {
+        assert!(on(n) == one, "{n} threads give other bits");
+    }
+}
+
+#[cfg(feature = "rayon")]
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    on_engines!(threads);
+}
+
 fn empty<E: HostEngine>(engine: &E) {
     for (batch, seqlen) in [(2, 0), (0, 3)] {
         let t = random_case(batch, seqlen, batch, 3);

@@ -1,5 +1,6 @@
 //! What holds for every selective scan, on every engine, ISA and type.
 
+use num_complex::Complex;
 use proptest::prelude::*;
 use selective_scan::element::Dtype;
 use selective_scan::ops::{Rule, sigmoid, softplus};
@@ -316,6 +317,42 @@ fn the_gated_rnn() {
     }
     // And Δ' is what the identity says.
     assert!((softplus(0.3f64) - (1.0 + 0.3f64.exp()).ln()).abs() < 1e-15);
+}
+
+/// With constant parameters it is the convolution with K_l = κ Re Σ_n C_n Ā_n^l B̄_n (S4).
+#[test]
+fn constant_parameters_are_a_convolution() {
+    let (seqlen, dim, dstate) = (65, 9, 5);
+    for (rule, complex) in [Rule::Euler, Rule::Zoh, Rule::Bilinear].into_iter().flat_map(|rule| [(rule, false), (rule, true)]) {
+        let shape = [1, seqlen, dim, dstate];
+        let mut problem = Recipe { rule, complex, states: false, varying: [false; 2], ..recipe(shape, 8) }.problem();
+        for t in 1..seqlen {
+            problem.delta.data.copy_within(..dim, t * dim);
+        }
+        let problem = problem.measured().expect("right");
+        let number =
+            |a: &Array, i: usize| if complex { Complex::new(a.data[2 * i], a.data[2 * i + 1]) } else { Complex::new(a.data[i], 0.0) };
+        let mut want = vec![0.0; seqlen * dim];
+        for d in 0..dim {
+            for n in 0..dstate {
+                let at = d * dstate + n;
+                let dt = problem.delta.data[d];
+                let discrete = rule.discretize(dt, number(&problem.A, at));
+                let weight = number(&problem.C, at) * discrete.gamma * number(&problem.B, at) * dt;
+                for t in 0..seqlen {
+                    for s in 0..=t {
+                        let tap = (weight * discrete.abar.powu((t - s) as u32)).re;
+                        want[t * dim + d] += if complex { 2.0 * tap } else { tap } * problem.u.data[s * dim + d];
+                    }
+                }
+            }
+        }
+        for (entry, dtype) in places() {
+            let results = forward(&entry, dtype, &problem);
+            let found = compare(data(&results, "out"), &want, Bound::new(dtype, problem.n_eff, false));
+            assert!(found.used <= 1.0, "{rule:?} {complex} {}: {found:?}", name(&entry, dtype));
+        }
+    }
 }
 
 /// A compensated carry keeps f32 within 2e-6 however long the decay remembers; what is checked does not grow with n_eff.
