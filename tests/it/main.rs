@@ -9,6 +9,7 @@ mod golden;
 #[allow(dead_code)]
 mod harness;
 mod host_default;
+mod hostile;
 mod layering;
 mod lengths;
 mod linear;
