@@ -9,7 +9,8 @@ use selective_scan::cpu::Cpu;
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
 use selective_scan::selective::{
-    Coefficient, CoefficientGrad, SelectiveBwd, SelectiveFwd, SelectiveGrads, SelectiveInputs, SelectiveOptions, SelectiveStep,
+    Coefficient, CoefficientGrad, SelectiveBwd, SelectiveFwd, SelectiveGrads, SelectiveInputs, SelectiveOptions, SelectiveScan as _,
+    SelectiveStep,
 };
 use selective_scan::sequences::Sequences;
 use selective_scan::view::{View, ViewMut};
@@ -236,13 +237,12 @@ fn parts_that_do_not_exist_are_refused() {
     let [batch, seqlen, dim, _] = SIZES;
     for (index, count, phase) in [(0, 0, 0), (2, 2, 0), (0, 1, 9)] {
         let par = Par::Part { index, count, phase };
-        let mut out = vec![7.0f32; batch * seqlen * dim];
-        let mut call = |engine: &dyn Fn(SelectiveFwd<'_, f32, f32>, &mut Workspace<'_>) -> Result<(), Error>| {
-            let fwd = SelectiveFwd { inputs: inputs(), out: ViewMut::new(&mut out, [batch, seqlen, dim]), last_state: None };
-            operand(engine(fwd, &mut Buffer::new().workspace(1 << 20)).unwrap_err())
-        };
-        use selective_scan::selective::SelectiveScan as _;
-        assert_eq!(call(&|a, w| Cpu::new().with_par(par).selective_scan_fwd(a, w)), "par");
-        assert_eq!(call(&|a, w| Blelloch::with_par(par).selective_scan_fwd(a, w)), "par");
+        let (mut one, mut other) = (vec![7.0f32; batch * seqlen * dim], vec![7.0f32; batch * seqlen * dim]);
+        let fwd = |out| SelectiveFwd { inputs: inputs(), out: ViewMut::new(out, [batch, seqlen, dim]), last_state: None };
+        let mut buffer = Buffer::new();
+        let cpu = Cpu::new().with_par(par).selective_scan_fwd(fwd(&mut one), &mut buffer.workspace(1 << 20));
+        let tree = Blelloch::with_par(par).selective_scan_fwd(fwd(&mut other), &mut buffer.workspace(1 << 20));
+        assert_eq!([operand(cpu.unwrap_err()), operand(tree.unwrap_err())], ["par"; 2]);
+        assert!(one.iter().chain(&other).all(|&x| x == 7.0));
     }
 }

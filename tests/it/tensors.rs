@@ -133,7 +133,10 @@ impl Threads {
                 });
             }
             #[cfg(not(feature = "rayon"))]
-            Threads::Rayon(n) => (0..n).for_each(|_| on(Par::Seq)),
+            Threads::Rayon(n) => {
+                assert!(n > 0);
+                on(Par::Seq);
+            }
             Threads::Parts(count) => {
                 // Backwards, since no order is promised.
                 for phase in 0..phases {
