@@ -68,19 +68,6 @@ impl<'a> Workspace<'a> {
         Ok(Workspace { free: bytes })
     }
 
-    /// The same scratch memory for a shorter time: what is taken from it is free again afterwards.
-    pub fn reborrow(&mut self) -> Workspace<'_> {
-        Workspace { free: self.free.reborrow() }
-    }
-
-    /// Takes a contiguous tensor, uninitialised in the sense that its numbers are arbitrary.
-    pub fn tensor<T: Pod, const R: usize>(&mut self, dims: [usize; R]) -> Result<ViewMut<'a, T, R>, Error> {
-        let count = dims.iter().fold(1usize, |n, &d| n.saturating_mul(d));
-        let (got, want) = (self.free.dims()[0], bytes_of::<T>(count));
-        let piece = self.free.carve::<T>(count, ALIGN).ok_or(Error::Workspace { got, want })?;
-        Ok(piece.reshape(dims, contiguous(dims)))
-    }
-
     /// Takes a slice of `count` arbitrary numbers.
     pub fn slice<T: Pod>(&mut self, count: usize) -> Result<&'a mut [T], Error> {
         Ok(self.tensor::<T, 1>([count])?.into_slice())
@@ -95,5 +82,25 @@ impl<'a> Workspace<'a> {
     pub(crate) fn of_row(row: ViewMut<'a, u8, 2>) -> Self {
         let len = row.dims()[1];
         Workspace { free: row.reshape([len], [1]) }
+    }
+}
+
+impl<'a, M: Memory> Workspace<'a, M> {
+    /// All of a contiguous tensor of bytes, in any memory.
+    pub(crate) fn over(free: ViewMut<'a, u8, 1, M>) -> Self {
+        Workspace { free }
+    }
+
+    /// The same scratch memory for a shorter time: what is taken from it is free again afterwards.
+    pub fn reborrow(&mut self) -> Workspace<'_, M> {
+        Workspace { free: self.free.reborrow() }
+    }
+
+    /// Takes a contiguous tensor, uninitialised in the sense that its numbers are arbitrary.
+    pub fn tensor<T: Pod, const R: usize>(&mut self, dims: [usize; R]) -> Result<ViewMut<'a, T, R, M>, Error> {
+        let count = dims.iter().fold(1usize, |n, &d| n.saturating_mul(d));
+        let (got, want) = (self.free.dims()[0], bytes_of::<T>(count));
+        let piece = self.free.carve::<T>(count, ALIGN).ok_or(Error::Workspace { got, want })?;
+        Ok(piece.reshape(dims, contiguous(dims)))
     }
 }

@@ -83,7 +83,7 @@ pub trait Scan {
     fn scan_bwd<E: Element>(&self, args: ScanBwd<'_, E, Self::Memory>, ws: &mut Workspace<'_, Self::Memory>) -> Result<(), Error>;
 }
 
-impl<E: Element> ScanFwd<'_, E> {
+impl<E: Element, M: Memory> ScanFwd<'_, E, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<ScanProblem, Error> {
         let dims @ [batch, seqlen, dim] = self.b.dims();
@@ -105,7 +105,7 @@ impl<E: Element> ScanFwd<'_, E> {
     }
 }
 
-impl<E: Element> ScanBwd<'_, E> {
+impl<E: Element, M: Memory> ScanBwd<'_, E, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<ScanProblem, Error> {
         let dims @ [batch, seqlen, dim] = self.b.dims();

@@ -81,49 +81,67 @@ impl<'a> Sequences<'a> {
     }
 }
 
-impl Sequences<'_> {
-    /// Checks offsets or ids; the number of states for a batch.
+impl<M: Memory> Sequences<'_, M> {
+    /// Checks offsets or ids; the number of states for a batch. Their values are read where they lie in this process's memory; on a
+    /// device only their shape is checked, and kernels stay inside their buffers whatever the values are.
     pub fn check(&self, batch: usize, seqlen: usize) -> Result<usize, Error> {
         match self {
             Sequences::Rows => Ok(batch),
             Sequences::CuSeqlens(v) => {
-                let operand = "cu_seqlens";
                 let n = v.dims()[0];
-                v.check(operand, [n])?;
-                let fault = |why: String| Err(Error::Value { operand, why });
+                v.check("cu_seqlens", [n])?;
+                let fault = |why: String| Err(Error::Value { operand: "cu_seqlens", why });
                 if batch != 1 {
                     return fault(format!("packed sequences want batch 1, got {batch}"));
                 }
-                if n == 0 || v.get([0]) != 0 || v.get([n - 1]) != seqlen as i64 {
+                if n == 0 {
                     return fault(format!("offsets run from 0 to the length, {seqlen}"));
                 }
-                if let Some(i) = (1..n).find(|&i| v.get([i]) < v.get([i - 1])) {
-                    return fault(format!("offset {i} is {}, below the one before it, {}", v.get([i]), v.get([i - 1])));
-                }
+                v.on_host().map_or(Ok(()), |v| check_offsets(&v, seqlen))?;
                 Ok(n - 1)
             }
             Sequences::SeqIdx(v) => {
                 v.check("seq_idx", [batch, seqlen])?;
-                for b in 0..batch {
-                    let mut before = 0;
-                    for t in 0..seqlen {
-                        let id = v.get([b, t]);
-                        if id >= 0 && id < before {
-                            let why = format!("id {id} at row {b}, position {t} is below {before}, which stands before it");
-                            return Err(Error::Value { operand: "seq_idx", why });
-                        }
-                        before = before.max(id);
-                    }
-                }
+                v.on_host().map_or(Ok(()), |v| check_ids(&v))?;
                 Ok(batch)
             }
         }
     }
 }
 
-/// Slots lie below `states` and no two rows share one. Compares pairs: batches of decode are small, and nothing is allocated.
-pub(crate) fn check_slots(slots: &View<'_, i32, 1>, batch: usize, states: usize) -> Result<(), Error> {
+fn check_offsets(v: &View<'_, i64, 1>, seqlen: usize) -> Result<(), Error> {
+    let n = v.dims()[0];
+    let fault = |why: String| Err(Error::Value { operand: "cu_seqlens", why });
+    if v.get([0]) != 0 || v.get([n - 1]) != seqlen as i64 {
+        return fault(format!("offsets run from 0 to the length, {seqlen}"));
+    }
+    match (1..n).find(|&i| v.get([i]) < v.get([i - 1])) {
+        Some(i) => fault(format!("offset {i} is {}, below the one before it, {}", v.get([i]), v.get([i - 1]))),
+        None => Ok(()),
+    }
+}
+
+fn check_ids(v: &View<'_, i32, 2>) -> Result<(), Error> {
+    let [batch, seqlen] = v.dims();
+    for b in 0..batch {
+        let mut before = 0;
+        for t in 0..seqlen {
+            let id = v.get([b, t]);
+            if id >= 0 && id < before {
+                let why = format!("id {id} at row {b}, position {t} is below {before}, which stands before it");
+                return Err(Error::Value { operand: "seq_idx", why });
+            }
+            before = before.max(id);
+        }
+    }
+    Ok(())
+}
+
+/// Slots lie below `states` and no two rows share one, where they lie in this process's memory; on a device only their shape is
+/// checked. Compares pairs: batches of decode are small, and nothing is allocated.
+pub(crate) fn check_slots<M: Memory>(slots: &View<'_, i32, 1, M>, batch: usize, states: usize) -> Result<(), Error> {
     slots.check("slots", [batch])?;
+    let Some(slots) = slots.on_host() else { return Ok(()) };
     let fault = |why: String| Err(Error::Value { operand: "slots", why });
     for i in 0..batch {
         let slot = slots.get([i]);

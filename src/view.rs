@@ -21,6 +21,12 @@ pub struct Host;
 
 impl Memory for Host {}
 
+/// Memory of a GPU: a view's pointer is an address on the device, which nothing in this process reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Device;
+
+impl Memory for Device {}
+
 /// A borrowed tensor of rank `R`.
 pub struct View<'a, T, const R: usize, M: Memory = Host> {
     ptr: *const T,
@@ -251,6 +257,43 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         dense.then(|| unsafe { core::slice::from_raw_parts(self.ptr.add(self.offset), n) })
     }
 
+    /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
+    #[cfg(feature = "gemm")]
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.ptr.wrapping_add(self.offset)
+    }
+}
+
+impl<'a, T: Copy, const R: usize, M: Memory> View<'a, T, R, M> {
+    /// A tensor in a buffer of `len` elements at an address of memory `M`, borrowed for 'a.
+    ///
+    /// # Safety
+    /// The buffer must be valid for reads there, by whoever reads views of `M`, for 'a.
+    pub unsafe fn from_address(address: usize, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        Self::at_address(address, len, offset, dims, strides)
+    }
+
+    /// As [`View::from_address`], for owners of such buffers; what reads a view is what must be sure of it.
+    pub(crate) fn at_address(address: usize, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        View { ptr: core::ptr::with_exposed_provenance(address), len, offset, dims, strides, life: PhantomData }
+    }
+
+    /// Address of the buffer's first element, and how many elements the buffer has; the tensor's own first element stands at [`View::offset`].
+    pub fn buffer(&self) -> (usize, usize) {
+        (self.ptr.expose_provenance(), self.len)
+    }
+
+    /// Index in the buffer of the element with all coordinates 0.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// This tensor where it lives in this process's memory.
+    pub(crate) fn on_host(self) -> Option<View<'a, T, R>> {
+        let View { ptr, len, offset, dims, strides, .. } = self;
+        (TypeId::of::<M>() == TypeId::of::<Host>()).then_some(View { ptr, len, offset, dims, strides, life: PhantomData })
+    }
+
     /// Checks that every element lies in the buffer and that the shape is `want`; else an error that names `operand`.
     pub fn check(&self, operand: &'static str, want: [usize; R]) -> Result<(), Error> {
         check_shape(operand, self.dims, want)?;
@@ -258,7 +301,7 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     }
 
     /// This tensor as one of `U`, where `T` is `U`.
-    pub(crate) fn same<U: 'static>(self) -> Option<View<'a, U, R>>
+    pub(crate) fn same<U: 'static>(self) -> Option<View<'a, U, R, M>>
     where
         T: 'static,
     {
@@ -267,28 +310,22 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
     }
 
     /// The same buffer and offset seen with other dimensions; the caller keeps to elements of this view.
-    pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> View<'a, T, S> {
+    pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> View<'a, T, S, M> {
         View { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData }
-    }
-
-    /// Address of the element with all coordinates 0, for kernels. Only meaningful for a checked view with elements.
-    #[cfg(feature = "gemm")]
-    pub(crate) fn as_ptr(&self) -> *const T {
-        self.ptr.wrapping_add(self.offset)
     }
 }
 
-impl<'a, T: Copy> View<'a, T, 3> {
+impl<'a, T: Copy, M: Memory> View<'a, T, 3, M> {
     /// The first two axes as one, (B·L, D); None where strides do not allow it.
-    pub fn rows(&self) -> Option<View<'a, T, 2>> {
+    pub fn rows(&self) -> Option<View<'a, T, 2, M>> {
         let (dims, strides) = merged(self.dims, self.strides)?;
         Some(View { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData })
     }
 }
 
-impl<'a, T: Copy> ViewMut<'a, T, 3> {
+impl<'a, T: Copy, M: Memory> ViewMut<'a, T, 3, M> {
     /// The first two axes as one, as [`View::rows`].
-    pub fn rows_mut(&mut self) -> Option<ViewMut<'_, T, 2>> {
+    pub fn rows_mut(&mut self) -> Option<ViewMut<'_, T, 2, M>> {
         let (dims, strides) = merged(self.dims, self.strides)?;
         Some(self.reborrow().reshape(dims, strides))
     }
@@ -383,13 +420,34 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         Some(unsafe { core::slice::from_raw_parts_mut(self.ptr.add(self.offset), n) })
     }
 
+    /// Cuts the tensor into disjoint tiles, one for each pair of an outer and an inner cut, for `Par::run`.
+    pub fn tiles<'c>(self, outer: Cut<'c>, inner: Cut<'c>) -> Tiles<'a, 'c, T, R> {
+        self.check("tiles", self.dims).expect("a checked view is cut");
+        Tiles { view: self, cuts: [outer, inner, Cut::Whole] }
+    }
+}
+
+impl<'a, T: Copy, const R: usize, M: Memory> ViewMut<'a, T, R, M> {
+    /// A tensor that is written, in a buffer of `len` elements at an address of memory `M`, borrowed for 'a.
+    ///
+    /// # Safety
+    /// The buffer must be valid for reads and writes there, by whoever writes views of `M`, for 'a, and nobody else may use it meanwhile.
+    pub unsafe fn from_address(address: usize, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        Self::at_address(address, len, offset, dims, strides)
+    }
+
+    /// As [`ViewMut::from_address`], for owners of such buffers; what writes a view is what must be sure of it.
+    pub(crate) fn at_address(address: usize, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
+        ViewMut { ptr: core::ptr::with_exposed_provenance_mut(address), len, offset, dims, strides, life: PhantomData }
+    }
+
     /// The same elements, for reading.
-    pub fn as_view(&self) -> View<'_, T, R> {
+    pub fn as_view(&self) -> View<'_, T, R, M> {
         View { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }
     }
 
     /// The same elements for a shorter time.
-    pub fn reborrow(&mut self) -> ViewMut<'_, T, R> {
+    pub fn reborrow(&mut self) -> ViewMut<'_, T, R, M> {
         ViewMut { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }
     }
 
@@ -405,12 +463,6 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         })
     }
 
-    /// Cuts the tensor into disjoint tiles, one for each pair of an outer and an inner cut, for `Par::run`.
-    pub fn tiles<'c>(self, outer: Cut<'c>, inner: Cut<'c>) -> Tiles<'a, 'c, T, R> {
-        self.check("tiles", self.dims).expect("a checked view is cut");
-        Tiles { view: self, cuts: [outer, inner, Cut::Whole] }
-    }
-
     /// The parts below and from `at` along `axis`. Panics where `at` leaves the axis.
     pub fn split(self, axis: usize, at: usize) -> (Self, Self) {
         self.check("split", self.dims).expect("a checked view is split");
@@ -419,14 +471,14 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         let whole = || ViewMut { ptr, len, offset, dims, strides, life };
         (whole().slice(axis, 0..at), whole().slice(axis, at..dims[axis]))
     }
+
+    /// The same buffer and offset seen with other dimensions; the caller keeps to elements of this view.
+    pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> ViewMut<'a, T, S, M> {
+        ViewMut { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData }
+    }
 }
 
 impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
-    /// The same buffer and offset seen with other dimensions; the caller keeps to elements of this view.
-    pub(crate) fn reshape<const S: usize>(self, dims: [usize; S], strides: [isize; S]) -> ViewMut<'a, T, S> {
-        ViewMut { ptr: self.ptr, len: self.len, offset: self.offset, dims, strides, life: PhantomData }
-    }
-
     /// The elements of a contiguous tensor. Panics where it is not contiguous.
     pub(crate) fn into_slice(mut self) -> &'a mut [T] {
         let slice = self.as_mut_slice().expect("contiguous");
@@ -436,9 +488,9 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     }
 }
 
-impl<'a> ViewMut<'a, u8, 1> {
+impl<'a, M: Memory> ViewMut<'a, u8, 1, M> {
     /// Takes `count` elements of `T` from the front, aligned to `align` bytes; None, and nothing taken, where they do not fit.
-    pub(crate) fn carve<T: Pod>(&mut self, count: usize, align: usize) -> Option<ViewMut<'a, T, 1>> {
+    pub(crate) fn carve<T: Pod>(&mut self, count: usize, align: usize) -> Option<ViewMut<'a, T, 1, M>> {
         assert!(align.is_power_of_two() && align >= align_of::<T>());
         let start = self.ptr.wrapping_add(self.offset);
         let skip = start.addr().wrapping_neg() & (align - 1);

@@ -1,12 +1,12 @@
-//! Operand checks of layer 2, for host memory. They name the operand that is wrong.
+//! Operand checks of layer 2. They name the operand that is wrong.
 
 use super::{Coefficient, CoefficientGrad, SelectiveBwd, SelectiveFwd, SelectiveInputs, SelectiveProblem, SelectiveStep};
 use crate::element::{Element, Input, Weight};
 use crate::error::{Error, given, only_with};
 use crate::sequences::check_slots;
-use crate::view::{View, ViewMut};
+use crate::view::{Memory, View, ViewMut};
 
-impl<I: Input, W: Weight<Real = I::Accum>> Coefficient<'_, I, W, 4> {
+impl<I: Input, W: Weight<Real = I::Accum>, M: Memory> Coefficient<'_, I, W, 4, M> {
     /// G, or None where constant.
     pub fn groups(&self) -> Option<usize> {
         match self {
@@ -26,7 +26,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> Coefficient<'_, I, W, 4> {
     }
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> Coefficient<'_, I, W, 3> {
+impl<I: Input, W: Weight<Real = I::Accum>, M: Memory> Coefficient<'_, I, W, 3, M> {
     /// G, or None where constant.
     pub fn groups(&self) -> Option<usize> {
         match self {
@@ -46,8 +46,8 @@ impl<I: Input, W: Weight<Real = I::Accum>> Coefficient<'_, I, W, 3> {
     }
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> CoefficientGrad<'_, I, W> {
-    fn check(&self, operand: &'static str, of: &Coefficient<'_, I, W, 4>) -> Result<(), Error> {
+impl<I: Input, W: Weight<Real = I::Accum>, M: Memory> CoefficientGrad<'_, I, W, M> {
+    fn check(&self, operand: &'static str, of: &Coefficient<'_, I, W, 4, M>) -> Result<(), Error> {
         match (self, of) {
             (CoefficientGrad::Constant(g), Coefficient::Constant(v)) => g.check(operand, v.dims()),
             (CoefficientGrad::Varying(g), Coefficient::Varying(v)) => g.check(operand, v.dims()),
@@ -70,7 +70,7 @@ fn check_sizes(dim: usize, dstate: usize) -> Result<(), Error> {
     Ok(())
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> SelectiveInputs<'_, I, W> {
+impl<I: Input, W: Weight<Real = I::Accum>, M: Memory> SelectiveInputs<'_, I, W, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<SelectiveProblem, Error> {
         let dims @ [batch, seqlen, dim] = self.u.dims();
@@ -91,7 +91,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> SelectiveInputs<'_, I, W> {
     }
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> SelectiveFwd<'_, I, W> {
+impl<I: Input, W: Weight<Real = I::Accum>, M: Memory> SelectiveFwd<'_, I, W, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<SelectiveProblem, Error> {
         let problem = self.inputs.check()?;
@@ -101,7 +101,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> SelectiveFwd<'_, I, W> {
     }
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> SelectiveBwd<'_, I, W> {
+impl<I: Input, W: Weight<Real = I::Accum>, M: Memory> SelectiveBwd<'_, I, W, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<SelectiveProblem, Error> {
         let (inputs, grads) = (&self.inputs, &self.grads);
@@ -109,7 +109,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> SelectiveBwd<'_, I, W> {
         let dims = inputs.u.dims();
         let state = [problem.states, problem.dim, problem.dstate];
         self.grad_out.check("grad_out", dims)?;
-        given(self.grad_last_state.as_ref(), |v: &View<'_, W, 3>| v.check("grad_last_state", state))?;
+        given(self.grad_last_state.as_ref(), |v: &View<'_, W, 3, M>| v.check("grad_last_state", state))?;
         given(grads.u.as_ref(), |v| v.check("grads.u", dims))?;
         given(grads.delta.as_ref(), |v| v.check("grads.delta", dims))?;
         given(grads.A.as_ref(), |v| v.check("grads.A", inputs.A.dims()))?;
@@ -118,7 +118,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> SelectiveBwd<'_, I, W> {
         given(grads.D.as_ref(), |v| v.check("grads.D", [problem.dim]))?;
         given(grads.z.as_ref(), |v| v.check("grads.z", dims))?;
         given(grads.delta_bias.as_ref(), |v| v.check("grads.delta_bias", [problem.dim]))?;
-        given(grads.initial_state.as_ref(), |v: &ViewMut<'_, W, 3>| v.check("grads.initial_state", state))?;
+        given(grads.initial_state.as_ref(), |v: &ViewMut<'_, W, 3, M>| v.check("grads.initial_state", state))?;
         only_with("grads.D", grads.D.is_some(), inputs.D.is_some())?;
         only_with("grads.z", grads.z.is_some(), inputs.z.is_some())?;
         only_with("grads.delta_bias", grads.delta_bias.is_some(), inputs.delta_bias.is_some())?;
@@ -127,7 +127,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> SelectiveBwd<'_, I, W> {
     }
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>> SelectiveStep<'_, I, W, S> {
+impl<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>, M: Memory> SelectiveStep<'_, I, W, S, M> {
     /// Checks every operand; the sizes, with L = 1 and the number of slots as `states`.
     pub fn check(&self) -> Result<SelectiveProblem, Error> {
         let dims @ [batch, dim] = self.u.dims();

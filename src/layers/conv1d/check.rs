@@ -1,9 +1,10 @@
-//! Operand checks of the convolution, for host memory. They name the operand that is wrong.
+//! Operand checks of the convolution. They name the operand that is wrong.
 
 use super::{ConvBwd, ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::element::Input;
 use crate::error::{Error, given, only_with};
 use crate::sequences::check_slots;
+use crate::view::Memory;
 
 /// W from a weight of shape (D, W).
 fn width_of([dim, width]: [usize; 2]) -> Result<usize, Error> {
@@ -13,7 +14,7 @@ fn width_of([dim, width]: [usize; 2]) -> Result<usize, Error> {
     Err(Error::Value { operand: "weight", why: format!("shape [{dim}, 0]: a width of at least 1 is wanted") })
 }
 
-impl<I: Input> ConvInputs<'_, I> {
+impl<I: Input, M: Memory> ConvInputs<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<ConvProblem, Error> {
         let dims @ [batch, seqlen, dim] = self.x.dims();
@@ -27,7 +28,7 @@ impl<I: Input> ConvInputs<'_, I> {
     }
 }
 
-impl<I: Input> ConvFwd<'_, I> {
+impl<I: Input, M: Memory> ConvFwd<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<ConvProblem, Error> {
         let problem = self.inputs.check()?;
@@ -37,7 +38,7 @@ impl<I: Input> ConvFwd<'_, I> {
     }
 }
 
-impl<I: Input> ConvBwd<'_, I> {
+impl<I: Input, M: Memory> ConvBwd<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<ConvProblem, Error> {
         let (inputs, grads) = (&self.inputs, &self.grads);
@@ -55,7 +56,7 @@ impl<I: Input> ConvBwd<'_, I> {
     }
 }
 
-impl<I: Input> ConvStep<'_, I> {
+impl<I: Input, M: Memory> ConvStep<'_, I, M> {
     /// Checks every operand; the sizes, with L = 1 and the number of slots as `states`.
     pub fn check(&self) -> Result<ConvProblem, Error> {
         let dims @ [batch, dim] = self.x.dims();

@@ -11,7 +11,7 @@ use crate::error::{Error, given};
 use crate::layers::rows::{load_row, store_row};
 use crate::ops::Sum;
 use crate::par::Par;
-use crate::view::{Cut, View, ViewMut};
+use crate::view::{Cut, Memory, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
 /// Depth of one product; sums of more are added up in f64.
@@ -29,7 +29,7 @@ const SERIAL_BELOW: usize = 1 << 19;
 const BIAS_COLUMNS: usize = 64;
 const BIAS_ROWS: usize = 32;
 
-impl<I: Input> LinearFwd<'_, I> {
+impl<I: Input, M: Memory> LinearFwd<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<LinearProblem, Error> {
         let ([rows, inputs], outputs) = (self.x.dims(), self.weight.dims()[0]);
@@ -41,7 +41,7 @@ impl<I: Input> LinearFwd<'_, I> {
     }
 }
 
-impl<I: Input> LinearBwd<'_, I> {
+impl<I: Input, M: Memory> LinearBwd<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<LinearProblem, Error> {
         let ([rows, inputs], outputs) = (self.x.dims(), self.weight.dims()[0]);

@@ -7,7 +7,7 @@ use crate::error::{Error, given};
 use crate::layers::rows::{load_row, store_row};
 use crate::ops::Sum;
 use crate::par::Par;
-use crate::view::{Cut, View, ViewMut};
+use crate::view::{Cut, Memory, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
 /// Rows of one part. Gradients of the weight are summed by blocks of so many rows, whoever runs them.
@@ -24,7 +24,7 @@ fn check_eps(eps: f64) -> Result<(), Error> {
     Err(Error::Value { operand: "eps", why: format!("{eps} is not a finite number of at least 0") })
 }
 
-impl<I: Input, R: Input<Accum = I::Accum>> NormFwd<'_, I, R> {
+impl<I: Input, R: Input<Accum = I::Accum>, M: Memory> NormFwd<'_, I, R, M> {
     /// Checks every operand; (rows, M).
     pub fn check(&self) -> Result<[usize; 2], Error> {
         let dims = self.x.dims();
@@ -38,7 +38,7 @@ impl<I: Input, R: Input<Accum = I::Accum>> NormFwd<'_, I, R> {
     }
 }
 
-impl<I: Input, R: Input<Accum = I::Accum>> NormBwd<'_, I, R> {
+impl<I: Input, R: Input<Accum = I::Accum>, M: Memory> NormBwd<'_, I, R, M> {
     /// Checks every operand; (rows, M).
     pub fn check(&self) -> Result<[usize; 2], Error> {
         let dims = self.residual_out.dims();
