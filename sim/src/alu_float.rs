@@ -284,12 +284,12 @@ macro_rules! fcmp {
 pub(crate) fn float_cmp(op: &str, ty: Ty, ftz: bool) -> Option<CmpF> {
     Some(match op {
         "eq" => fcmp!(ty, ftz, |a, b| a == b),
-        "ne" => fcmp!(ty, ftz, |a, b| a < b || a > b),
+        "ne" => fcmp!(ty, ftz, |a, b| a.partial_cmp(&b).is_some_and(|o| o.is_ne())),
         "lt" => fcmp!(ty, ftz, |a, b| a < b),
         "le" => fcmp!(ty, ftz, |a, b| a <= b),
         "gt" => fcmp!(ty, ftz, |a, b| a > b),
         "ge" => fcmp!(ty, ftz, |a, b| a >= b),
-        "equ" => fcmp!(ty, ftz, |a, b| !(a < b || a > b)),
+        "equ" => fcmp!(ty, ftz, |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_eq())),
         "neu" => fcmp!(ty, ftz, |a, b| a != b),
         "ltu" => fcmp!(ty, ftz, |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_lt())),
         "leu" => fcmp!(ty, ftz, |a, b| a.partial_cmp(&b).is_none_or(|o| o.is_le())),

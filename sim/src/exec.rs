@@ -236,7 +236,14 @@ impl Env<'_> {
     fn warp(&mut self, w: &mut Warp, at: &mut u32) -> Res<Stop> {
         let entry = self.entry;
         let mut slice = 0;
-        while let Some(g) = w.groups.pop() {
+        let mut held: Option<Group> = None;
+        loop {
+            let Some(g) = w.groups.pop() else {
+                // All that the held threads waited for have left: now they are the whole warp.
+                let Some(h) = held.take() else { break };
+                w.park(h.pc, h.mask);
+                continue;
+            };
             let limit = w.groups.last().map_or(u32::MAX, |n| n.pc);
             let (mut pc, mut mask) = (g.pc, g.mask);
             while pc < limit {
@@ -281,6 +288,12 @@ impl Env<'_> {
                         pc += 1;
                     }
                     Op::Bar { .. } | Op::BarRed { .. } => {
+                        if exec == mask && exec != w.live && held.is_none() {
+                            // The others may be on their way out, which is allowed; another barrier on that way is not.
+                            held = Some(Group { pc, mask });
+                            mask = 0;
+                            break;
+                        }
                         if exec != w.live {
                             let missing = w.live & !exec;
                             return fault(
@@ -302,6 +315,7 @@ impl Env<'_> {
             }
             w.park(pc, mask);
             if slice >= SLICE {
+                held.into_iter().for_each(|h| w.park(h.pc, h.mask));
                 if self.stats.instructions > self.limit {
                     return fault(0, format!("more than {} instructions executed: the kernel seems to hang", self.limit));
                 }

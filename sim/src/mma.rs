@@ -88,8 +88,8 @@ pub(crate) fn mma(
     }
     let double = shape == MmaShape::Double;
     let mut out: [Lanes; 4] = [[0; 32]; 4];
-    for lane in 0..32 {
-        for i in 0..nd {
+    for (i, out) in out[..nd].iter_mut().enumerate() {
+        for (lane, out) in out.iter_mut().enumerate() {
             let (row, col) = place_c(lane, i);
             debug_assert!(row < m && col < n);
             let start = w.get(c[i])[lane];
@@ -97,11 +97,11 @@ pub(crate) fn mma(
             for (x, y) in ma[row][..k].iter().zip(&mb[..k]) {
                 sum = x.mul_add(y[col], sum);
             }
-            out[i][lane] = if double { sum.to_bits() } else { b(sum as f32) };
+            *out = if double { sum.to_bits() } else { b(sum as f32) };
         }
     }
-    for i in 0..nd {
-        w.put(d[i], u32::MAX, &out[i]);
+    for (d, out) in d[..nd].iter().zip(&out) {
+        w.put(*d, u32::MAX, out);
     }
     Ok(())
 }

@@ -351,9 +351,9 @@ impl Parser<'_> {
                 ".maxntid" | ".reqntid" | ".minnctapersm" | ".maxnctapersm" | ".maxnreg" => {
                     let mut n = [1u32; 3];
                     n[0] = self.int()? as u32;
-                    for k in 1..3 {
+                    for n in &mut n[1..] {
                         if self.eat(',') {
-                            n[k] = self.int()? as u32;
+                            *n = self.int()? as u32;
                         }
                     }
                     match w.as_str() {

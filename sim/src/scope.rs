@@ -213,7 +213,7 @@ impl<'m> Func<'m> {
                     return Ok((self.constant(32), ty));
                 }
                 if let Some((s, sty)) = special_reg(w) {
-                    if !fits(sty, ty) && !(sty == Ty::U32 && ty.bytes() == 8 && w.ends_with("64")) {
+                    if !fits(sty, ty) {
                         return Err(format!("special register {w} is not of type {ty:?}"));
                     }
                     return Ok((self.special(s), sty));
@@ -345,6 +345,12 @@ impl<'m> Func<'m> {
                 Op::BrxIdx { targets, .. } => targets[f.case] = target,
                 _ => unreachable!("only branches have labels"),
             }
+        }
+        if self.entry.shared > 48 * 1024 {
+            return Err((
+                0,
+                format!("{} declares {} bytes of shared memory; only dynamic memory may exceed 48 KiB", self.entry.name, self.entry.shared),
+            ));
         }
         if self.entry.code.len() >= 1 << 22 {
             return Err((0, format!("{} has too many instructions", self.entry.name)));

@@ -184,7 +184,7 @@ pub(crate) fn unary(f: &mut Func, name: &str, m: &mut Mods, args: &[Arg]) -> Res
     if (exact && (approx || round.is_some())) || round.is_some_and(|r| r != Round::Near) {
         return Err(unsupported(name, ty));
     }
-    if ty == Ty::F64 && (name == "rcp" || name == "rsqrt") && approx && !ftz && name == "rcp" {
+    if ty == Ty::F64 && name == "rcp" && approx && !ftz {
         return Err("rcp.approx.f64 needs .ftz".into());
     }
     let full = if approx { format!("{name}.approx") } else { name.to_string() };
