@@ -5,7 +5,7 @@
 
 use crate::cvt::convert;
 use crate::memory::{Memory, View};
-use crate::ops::{Entry, Guard, Join, Lanes, Op, Slot, Special};
+use crate::ops::{Entry, Guard, Join, Lanes, Op, Slot, Space, Special};
 use crate::parse::Module;
 use crate::shared::Shared;
 use crate::warp::{Fault, Group, Res, Warp, fault, lanes};
@@ -64,7 +64,7 @@ pub fn run_limited(module: &Module, launch: &Launch, memory: &Memory, limit: u64
         entry,
         launch,
         view: View::new(memory, &module.globals),
-        shared: Shared::new(total, count),
+        shared: Shared::new(total, count, granule(entry)),
         stats: Stats::default(),
         limit,
         ctaid: [0; 3],
@@ -80,6 +80,16 @@ pub fn run_limited(module: &Module, launch: &Launch, memory: &Memory, limit: u64
         }
     }
     Ok(block.env.stats)
+}
+
+/// The narrowest access that a kernel makes to shared memory, at most 4 bytes.
+fn granule(entry: &Entry) -> usize {
+    let width = |op: &Op| match op {
+        Op::Ld { space: Space::Shared | Space::Generic, bytes, .. } | Op::St { space: Space::Shared | Space::Generic, bytes, .. } => *bytes,
+        Op::LdMatrix { .. } => 2,
+        _ => 4,
+    };
+    entry.code.iter().map(|i| width(&i.op)).min().unwrap_or(4).min(4) as usize
 }
 
 /// All that warps share.

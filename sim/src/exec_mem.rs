@@ -76,6 +76,7 @@ impl Env<'_> {
         fault(lane as u32, format!("{space:?} access of {bytes} bytes at {at:#x} is out of bounds: {where_}"))
     }
 
+    #[inline(always)]
     fn read(&mut self, w: &Warp, lane: usize, place: Place, off: usize, bytes: usize, pc: u32) -> Res<u64> {
         match place {
             Place::Global(at) => match self.view.read(at + off as u64, bytes) {
@@ -84,7 +85,10 @@ impl Env<'_> {
             },
             Place::Shared(at) => {
                 let who = self.who(w, lane, pc);
-                self.shared.read(at + off, bytes, who).map_err(|t| self.trouble(lane, at, t))
+                match self.shared.read(at + off, bytes, who) {
+                    Ok(()) => Ok(self.shared.fetch(at + off, bytes)),
+                    Err(t) => Err(self.trouble(lane, at, t)),
+                }
             }
             Place::Local(at) => {
                 let from = lane * self.entry.local + at + off;
@@ -97,6 +101,7 @@ impl Env<'_> {
         }
     }
 
+    #[inline(always)]
     fn write(&mut self, w: &mut Warp, lane: usize, place: Place, off: usize, bytes: usize, v: u64, pc: u32) -> Res {
         match place {
             Place::Global(at) => {
@@ -133,8 +138,20 @@ impl Env<'_> {
         let (space, bytes, n) = what;
         w.need(self.entry, addr.base, mask)?;
         let mut out = [[0u64; 32]; 4];
+        let clock = self.shared.clock(w.id);
         for lane in lanes(mask) {
             let place = self.place(space, w, lane, addr, bytes * n)?;
+            // The common case, a vector at once.
+            if let (Place::Shared(at), false) = (place, widen.signed) {
+                let who = Who { thread: (w.id * 32 + lane) as u32, clock, pc };
+                if let Err(t) = self.shared.read(at, bytes * n, who) {
+                    return Err(self.trouble(lane, at, t));
+                }
+                for (j, out) in out[..n].iter_mut().enumerate() {
+                    out[lane] = self.shared.fetch(at + j * bytes, bytes);
+                }
+                continue;
+            }
             for (j, out) in out[..n].iter_mut().enumerate() {
                 let v = self.read(w, lane, place, j * bytes, bytes, pc)?;
                 let v = if widen.signed { sign(v, bytes) as u64 & widen.mask } else { v };
@@ -214,9 +231,12 @@ impl Env<'_> {
                 return self.outside(Space::Global, lane, from, take).map(|_| ());
             }
             let who = self.who(w, lane, pc);
-            for i in 0..bytes {
-                let v = if i < take { self.view.read(from + i as u64, 1).unwrap_or(0) } else { 0 };
-                self.shared.write(to + i, 1, v, who).map_err(|t| self.trouble(lane, to, t))?;
+            for i in (0..bytes).step_by(4) {
+                let mut v = 0;
+                for k in i..take.min(i + 4) {
+                    v |= self.view.read(from + k as u64, 1).unwrap_or(0) << (8 * (k - i));
+                }
+                self.shared.write(to + i, 4, v, who).map_err(|t| self.trouble(lane, to, t))?;
             }
             self.shared.depart(to, bytes);
             w.open[lane].push(Copy { addr: to, bytes, pc });
@@ -268,8 +288,8 @@ impl Env<'_> {
                     [rows[group] + 2 * two, rows[group] + 2 * two + 2]
                 };
                 for (j, at) in places.into_iter().enumerate() {
-                    let v = self.shared.read(at, 2, who).map_err(|t| self.trouble(lane, at, t))?;
-                    *out |= v << (16 * j);
+                    self.shared.read(at, 2, who).map_err(|t| self.trouble(lane, at, t))?;
+                    *out |= self.shared.fetch(at, 2) << (16 * j);
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! A block's shared memory with a shadow for each byte: whether it was written, and who touched it last.
+//! A block's shared memory with a shadow for each granule: whether it was written, and who touched it last. A granule is as wide as
+//! the kernel's narrowest access, so that no two accesses share one without sharing a byte.
 //!
 //! Order between warps is a vector clock: a warp's clock grows at each of its barriers, and a barrier makes every warp that waits at
 //! it know the clocks of all that arrived. An access is ordered after an earlier one of another warp if this warp knows a clock that
@@ -45,18 +46,22 @@ pub(crate) struct Shared {
     /// Clocks known to each warp: `known[w * warps + u]` is what warp `w` knows of warp `u`.
     known: Vec<u32>,
     warps: usize,
+    /// Binary logarithm of a granule's bytes.
+    shift: u32,
 }
 
 impl Shared {
-    pub(crate) fn new(bytes: usize, warps: usize) -> Self {
+    pub(crate) fn new(bytes: usize, warps: usize, granule: usize) -> Self {
+        let n = bytes.div_ceil(granule);
         Shared {
             data: vec![0xff; bytes],
-            state: vec![FRESH; bytes],
-            writer: vec![0; bytes],
-            reader: vec![0; bytes],
-            second: vec![0; bytes],
+            state: vec![FRESH; n],
+            writer: vec![0; n],
+            reader: vec![0; n],
+            second: vec![0; n],
             known: vec![0; warps * warps],
             warps,
+            shift: granule.trailing_zeros(),
         }
     }
 
@@ -109,19 +114,44 @@ impl Shared {
         self.known[(who.thread / 32) as usize * self.warps + (thread / 32) as usize] < clock
     }
 
-    /// Reads up to 8 bytes that lie inside; the caller has checked the bounds.
+    /// The granules of an access, which is aligned to its width.
     #[inline(always)]
-    pub(crate) fn read(&mut self, addr: usize, len: usize, who: Who) -> Result<u64, Trouble> {
+    fn granules(&self, addr: usize, len: usize) -> std::ops::Range<usize> {
+        addr >> self.shift..(addr + len) >> self.shift
+    }
+
+    /// The address of a granule.
+    fn byte(&self, granule: usize) -> u64 {
+        (granule << self.shift) as u64
+    }
+
+    /// Up to 8 bytes, without a check.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, addr: usize, len: usize) -> u64 {
+        match self.data[addr..addr + len] {
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]) as u64,
+            [a, b] => u16::from_le_bytes([a, b]) as u64,
+            ref all => all.iter().rev().fold(0, |v, b| v << 8 | *b as u64),
+        }
+    }
+
+    #[inline(always)]
+    fn written(&self, at: usize) -> Result<(), Trouble> {
+        match self.state[at] {
+            WRITTEN => Ok(()),
+            FRESH => Err(Trouble::Unwritten(self.byte(at))),
+            _ => Err(Trouble::InFlight(self.byte(at))),
+        }
+    }
+
+    /// Checks a read that lies inside, and remembers it.
+    #[inline(always)]
+    pub(crate) fn read(&mut self, addr: usize, len: usize, who: Who) -> Result<(), Trouble> {
         let me = who.pack();
-        let mut out = 0;
-        for (i, at) in (addr..addr + len).enumerate() {
-            match self.state[at] {
-                WRITTEN => {}
-                FRESH => return Err(Trouble::Unwritten(at as u64)),
-                _ => return Err(Trouble::InFlight(at as u64)),
-            }
+        for at in self.granules(addr, len) {
+            self.written(at)?;
             if self.clash(self.writer[at], who) {
-                return Err(Trouble::Race { byte: at as u64, other: Who::unpack(self.writer[at]), wrote: true });
+                return Err(Trouble::Race { byte: self.byte(at), other: Who::unpack(self.writer[at]), wrote: true });
             }
             let last = self.reader[at];
             if last >> 22 != me >> 22 {
@@ -134,79 +164,77 @@ impl Shared {
                 }
                 self.reader[at] = me;
             }
-            out |= (self.data[at] as u64) << (8 * i);
         }
-        Ok(out)
+        Ok(())
     }
 
+    /// Nobody unordered may have read a granule that is about to be written.
+    #[inline(always)]
+    fn unread(&self, at: usize, who: Who) -> Result<(), Trouble> {
+        for r in [self.reader[at], self.second[at]] {
+            if self.clash(r, who) {
+                return Err(Trouble::Race { byte: self.byte(at), other: Who::unpack(r), wrote: false });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes up to 8 bytes that lie inside.
     #[inline(always)]
     pub(crate) fn write(&mut self, addr: usize, len: usize, value: u64, who: Who) -> Result<(), Trouble> {
         let me = who.pack();
-        for (i, at) in (addr..addr + len).enumerate() {
-            let byte = (value >> (8 * i)) as u8;
+        let bytes = value.to_le_bytes();
+        for at in self.granules(addr, len) {
             if self.state[at] == IN_FLIGHT {
-                return Err(Trouble::InFlight(at as u64));
+                return Err(Trouble::InFlight(self.byte(at)));
             }
             let w = self.writer[at];
             if self.clash(w, who) {
                 let other = Who::unpack(w);
                 // Lanes of one store that agree on the value do no harm.
-                let same_store = other.pc == who.pc && other.thread / 32 == who.thread / 32 && self.data[at] == byte;
-                if !same_store {
-                    return Err(Trouble::Race { byte: at as u64, other, wrote: true });
+                let same_store = other.pc == who.pc && other.thread / 32 == who.thread / 32;
+                if !(same_store && self.data[addr..addr + len] == bytes[..len]) {
+                    return Err(Trouble::Race { byte: self.byte(at), other, wrote: true });
                 }
             }
-            for r in [self.reader[at], self.second[at]] {
-                if self.clash(r, who) {
-                    return Err(Trouble::Race { byte: at as u64, other: Who::unpack(r), wrote: false });
-                }
-            }
-            self.data[at] = byte;
+            self.unread(at, who)?;
             self.state[at] = WRITTEN;
             self.writer[at] = me;
         }
+        self.data[addr..addr + len].copy_from_slice(&bytes[..len]);
         Ok(())
     }
 
-    /// A read-modify-write, which races with ordinary accesses but not with other atomics; those are let through by their marks.
+    /// Checks a read-modify-write, which races with ordinary accesses but not with other atomics, known by their instructions.
     pub(crate) fn atomic(&mut self, addr: usize, len: usize, who: Who, is_atomic: impl Fn(u32) -> bool) -> Result<u64, Trouble> {
-        let mut out = 0;
-        for (i, at) in (addr..addr + len).enumerate() {
-            match self.state[at] {
-                WRITTEN => {}
-                FRESH => return Err(Trouble::Unwritten(at as u64)),
-                _ => return Err(Trouble::InFlight(at as u64)),
-            }
+        for at in self.granules(addr, len) {
+            self.written(at)?;
             let w = self.writer[at];
             if self.clash(w, who) && !is_atomic(Who::unpack(w).pc) {
-                return Err(Trouble::Race { byte: at as u64, other: Who::unpack(w), wrote: true });
+                return Err(Trouble::Race { byte: self.byte(at), other: Who::unpack(w), wrote: true });
             }
-            for r in [self.reader[at], self.second[at]] {
-                if self.clash(r, who) {
-                    return Err(Trouble::Race { byte: at as u64, other: Who::unpack(r), wrote: false });
-                }
-            }
-            out |= (self.data[at] as u64) << (8 * i);
+            self.unread(at, who)?;
         }
-        Ok(out)
+        Ok(self.fetch(addr, len))
     }
 
     /// Stores an atomic's result, already checked by [`Shared::atomic`].
     pub(crate) fn atomic_store(&mut self, addr: usize, len: usize, value: u64, who: Who) {
-        for (i, at) in (addr..addr + len).enumerate() {
-            self.data[at] = (value >> (8 * i)) as u8;
-            self.writer[at] = who.pack();
-        }
+        self.data[addr..addr + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        let granules = self.granules(addr, len);
+        self.writer[granules].fill(who.pack());
     }
 
     /// Marks bytes just written as on their way: nobody may touch them until the issuing thread has waited.
     pub(crate) fn depart(&mut self, addr: usize, len: usize) {
-        self.state[addr..addr + len].fill(IN_FLIGHT);
+        let granules = self.granules(addr, len);
+        self.state[granules].fill(IN_FLIGHT);
     }
 
     /// The copy is complete as of now, as a write of the thread that waited.
     pub(crate) fn arrive(&mut self, addr: usize, len: usize, who: Who) {
-        self.state[addr..addr + len].fill(WRITTEN);
-        self.writer[addr..addr + len].fill(who.pack());
+        let granules = self.granules(addr, len);
+        self.state[granules.clone()].fill(WRITTEN);
+        self.writer[granules].fill(who.pack());
     }
 }
