@@ -128,6 +128,21 @@ impl Env<'_> {
         Ok(())
     }
 
+    /// The executing threads by the mask they name, since disjoint groups may meet at one instruction.
+    fn parts(&self, w: &Warp, m: u32, slot: Slot) -> Res<Vec<u32>> {
+        self.members(w, m, slot)?;
+        let (mut rest, mut out) = (m, Vec::with_capacity(1));
+        while rest != 0 {
+            let named = w.get(slot)[rest.trailing_zeros() as usize] as u32;
+            if let Some(lane) = lanes(named).find(|&l| w.get(slot)[l] as u32 != named) {
+                return fault(lane as u32, "the member masks of threads that name each other differ".into());
+            }
+            out.push(named);
+            rest &= !named;
+        }
+        Ok(out)
+    }
+
     /// Instructions that pass values between lanes; all but `activemask` also bring the lanes' memory accesses into order.
     pub(crate) fn exchange(&mut self, w: &mut Warp, m: u32, op: &Op) -> Res {
         match op {
@@ -139,15 +154,24 @@ impl Env<'_> {
                 self.shfl(w, m, op)?;
                 self.shared.meet(w.id);
             }
-            Op::Vote { mode, d, src, mask } => self.vote(w, m, *mode, *d, *src, *mask)?,
-            Op::Match { .. } => self.matching(w, m, op)?,
+            Op::Vote { mode, d, src, mask } => {
+                for part in self.parts(w, m, *mask)? {
+                    self.vote(w, part, *mode, *d, *src)?;
+                }
+            }
+            Op::Match { mask, .. } => {
+                for part in self.parts(w, m, *mask)? {
+                    self.matching(w, part, op)?;
+                }
+            }
             Op::Redux { op, signed, d, a, mask } => {
-                self.members(w, m, *mask)?;
-                w.need(self.entry, *a, m)?;
-                let mut values = lanes(m).map(|l| w.get(*a)[l]);
-                let first = values.next().unwrap_or(0);
-                let total = values.fold(first, |x, y| combine(*op, 4, *signed, x, y, 0));
-                w.put(*d, m, &[total; 32]);
+                for part in self.parts(w, m, *mask)? {
+                    w.need(self.entry, *a, part)?;
+                    let mut values = lanes(part).map(|l| w.get(*a)[l]);
+                    let first = values.next().unwrap_or(0);
+                    let total = values.fold(first, |x, y| combine(*op, 4, *signed, x, y, 0));
+                    w.put(*d, part, &[total; 32]);
+                }
             }
             Op::ActiveMask { d } => w.put(*d, m, &[m as u64; 32]),
             op => return fault(m.trailing_zeros(), format!("{op:?} cannot be executed")),
@@ -157,7 +181,7 @@ impl Env<'_> {
 
     fn shfl(&mut self, w: &mut Warp, m: u32, op: &Op) -> Res {
         let Op::Shfl { mode, d, p, a, b, c, mask } = op else { return Ok(()) };
-        self.members(w, m, *mask)?;
+        self.parts(w, m, *mask)?;
         w.need(self.entry, *b, m)?;
         w.need(self.entry, *c, m)?;
         w.need(self.entry, *a, m)?;
@@ -176,7 +200,7 @@ impl Env<'_> {
                 }
             };
             let j = if ok { j } else { l };
-            if m >> j & 1 == 0 {
+            if w.get(*mask)[lane] >> j & 1 == 0 {
                 return fault(lane as u32, format!("shfl reads from lane {j}, which does not take part"));
             }
             out[lane] = w.get(*a)[j as usize];
@@ -189,8 +213,7 @@ impl Env<'_> {
         Ok(())
     }
 
-    fn vote(&mut self, w: &mut Warp, m: u32, mode: VoteMode, d: Slot, src: Guard, mask: Slot) -> Res {
-        self.members(w, m, mask)?;
+    fn vote(&mut self, w: &mut Warp, m: u32, mode: VoteMode, d: Slot, src: Guard) -> Res {
         let yes = w.pred(self.entry, src, m)? & m;
         let result = match mode {
             VoteMode::Ballot => {
@@ -206,8 +229,7 @@ impl Env<'_> {
     }
 
     fn matching(&mut self, w: &mut Warp, m: u32, op: &Op) -> Res {
-        let Op::Match { all, d, p, a, mask } = op else { return Ok(()) };
-        self.members(w, m, *mask)?;
+        let Op::Match { all, d, p, a, .. } = op else { return Ok(()) };
         w.need(self.entry, *a, m)?;
         let x = w.get(*a);
         let mut out = [0; 32];

@@ -95,7 +95,8 @@ pub(crate) fn mma(
             let start = w.get(c[i])[lane];
             let mut sum = if double { f64::from_bits(start) } else { f32::from_bits(start as u32) as f64 };
             for (x, y) in ma[row][..k].iter().zip(&mb[..k]) {
-                sum = x.mul_add(y[col], sum);
+                // Products of the short formats are exact in f64, so that only doubles need the fused form.
+                sum = if double { x.mul_add(y[col], sum) } else { x * y[col] + sum };
             }
             *out = if double { sum.to_bits() } else { b(sum as f32) };
         }
