@@ -187,6 +187,9 @@ pub(crate) fn unary(f: &mut Func, name: &str, m: &mut Mods, args: &[Arg]) -> Res
     if ty == Ty::F64 && name == "rcp" && approx && !ftz {
         return Err("rcp.approx.f64 needs .ftz".into());
     }
+    if name == "ex2" && ftz != matches!(ty, Ty::Bf16 | Ty::Bf16x2) && ty != Ty::F32 {
+        return Err("ex2 takes .ftz for bf16 and not for f16".into());
+    }
     let full = if approx { format!("{name}.approx") } else { name.to_string() };
     let op = float_un(&full, ty, ftz && ty != Ty::F64).ok_or_else(|| unsupported(&full, ty))?;
     f.emit(Op::Un { f: op, d, a });
@@ -227,9 +230,9 @@ pub(crate) fn cvt(f: &mut Func, m: &mut Mods, args: &[Arg]) -> Res {
 
 /// The assembler's rules on which conversions must, and must not, say how they round.
 fn check_cvt(f: &Func, to: Ty, from: Ty, round: Option<Round>, integral: Option<Round>) -> Res {
-    let bf16 = from == Ty::Bf16 || (to == Ty::Bf16 && from != Ty::F32);
+    let bf16 = (from == Ty::Bf16 && to != Ty::F32) || (to == Ty::Bf16 && from != Ty::F32);
     if bf16 && f.outer.target < 90 {
-        return Err(format!("cvt from {from:?} to {to:?} needs sm_90 (shift the bits instead)"));
+        return Err(format!("cvt from {from:?} to {to:?} needs sm_90"));
     }
     if to == Ty::Tf32 {
         return if from == Ty::F32 && round == Some(Round::Away) { Ok(()) } else { Err("only cvt.rna.tf32.f32 is supported".into()) };
