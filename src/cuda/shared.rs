@@ -13,6 +13,24 @@ macro_rules! snippets {
 }
 
 snippets! {
+    "cexp"
+    "cexp2"
+    "exp"
+    "exp2"
+    "exp2_fast"
+    "exp_parts"
+    "expm1"
     "load"
+    "load_pair"
+    "log1p"
+    "phi1"
+    "rcp_near"
+    "scale"
+    "sigmoid"
+    "silu"
+    "sincos"
+    "sincos_sum"
+    "softplus"
     "store"
+    "store_pair"
 }
