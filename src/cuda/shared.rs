@@ -15,6 +15,8 @@ macro_rules! snippets {
 snippets! {
     "cexp"
     "cexp2"
+    "cphi1"
+    "crcp"
     "exp"
     "exp2"
     "exp2_fast"
