@@ -55,8 +55,8 @@ struct Key {
     left: Matrix,
     right: Matrix,
     out: Matrix,
-    /// Bytes that left, right and out are aligned to.
-    aligned: [u32; 3],
+    /// Bytes that left, right, out and the bias are aligned to.
+    aligned: [u32; 4],
 }
 
 /// An algorithm with its descriptions.
@@ -89,7 +89,7 @@ fn matrix([_, row, column]: [i64; 3], rows: usize, depth: usize, size: i64) -> O
 
 /// The largest power of two up to 256 that an address is a multiple of.
 fn alignment(address: i64) -> u32 {
-    1 << address.trailing_zeros().min(8)
+    1 << (address | 256).trailing_zeros()
 }
 
 /// The product as the library knows it; None where it cannot be one of its.
@@ -114,7 +114,7 @@ fn key(sizes: &Sizes, params: &Product) -> Option<Key> {
     if bias && (dtype != Dtype::F32 || out.turned || (n > 1 && params.bias[1] != size)) {
         return None;
     }
-    let aligned = [addresses[0], addresses[1], params.out[0]].map(alignment);
+    let aligned = [addresses[0], addresses[1], params.out[0], params.bias[0]].map(alignment);
     Some(Key { dtype, wide, bias, left, right, out, aligned })
 }
 
@@ -154,7 +154,7 @@ impl Drop for Plan {
 
 impl Plan {
     /// Descriptions, and the library's first choice; None where it has no algorithm.
-    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Option<Plan>, CublasError> {
+    fn new(handle: sys::cublasLtHandle_t, key: &Key, bias: i64) -> Result<Option<Plan>, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Desc;
         let double = key.dtype == Dtype::F64;
         let (compute, scale) = if double {
@@ -174,6 +174,7 @@ impl Plan {
         }
         if key.bias {
             set(plan.what, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            set(plan.what, Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
         let layout = |m: Matrix, dtype: Dtype| result::create_matrix_layout(data_type(dtype), m.rows as u64, m.columns as u64, m.step as i64);
         plan.left = layout(key.left, key.dtype)?;
@@ -203,7 +204,7 @@ impl Plan {
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, Lt::WORKSPACE)?;
         let joined = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, joined)?;
-        let [left, right, out] = key.aligned;
+        let [left, right, out, _] = key.aligned;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, left)?;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, right)?;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out)?;
@@ -218,6 +219,7 @@ impl Plan {
 impl Drop for Lt {
     fn drop(&mut self) {
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        let _ = bind(self.context);
         // SAFETY: the handle was made by `open` and is used no more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -278,13 +280,13 @@ impl Lt {
         let Some(key) = key(sizes, params) else { return Ok(false) };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if !plans.contains_key(&key) {
-            let plan = Plan::new(self.handle, &key).map_err(|e| fault("choosing an algorithm", e))?;
+            let plan = Plan::new(self.handle, &key, params.bias[0]).map_err(|e| fault("choosing an algorithm", e))?;
             plans.insert(key, plan);
         }
         let Some(Some(plan)) = plans.get(&key) else { return Ok(false) };
         if key.bias {
             let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            set(plan.what, pointer, params.bias[0] as u64).map_err(|e| fault("setting the bias", e))?;
+            set(plan.what, pointer, params.bias[0]).map_err(|e| fault("setting the bias", e))?;
         }
         let (left, right) = if key.out.turned { (params.a[0], params.b[0]) } else { (params.b[0], params.a[0]) };
         let ([one, add], [one_double, add_double]) = ([1f32, if more { 1.0 } else { 0.0 }], [1f64, if more { 1.0 } else { 0.0 }]);

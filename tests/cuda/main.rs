@@ -6,6 +6,7 @@
 mod carried;
 mod frame;
 mod interpreter;
+mod linear;
 
 use selective_scan::cuda::Cuda;
 
