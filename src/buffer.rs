@@ -65,7 +65,7 @@ impl<'a> Workspace<'a> {
         if bytes.dims()[0] > 1 && bytes.strides() != [1] {
             return Err(Error::Layout { operand: "workspace", why: "it is not contiguous".into() });
         }
-        Ok(Workspace { free: bytes })
+        Ok(Workspace::over(bytes))
     }
 
     /// Takes a slice of `count` arbitrary numbers.

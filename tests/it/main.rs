@@ -3,6 +3,7 @@
 mod blelloch;
 mod causal_conv1d;
 mod cpu;
+mod elementwise;
 mod fuzz;
 mod golden;
 #[path = "../../examples/check/harness/mod.rs"]
