@@ -368,6 +368,10 @@ fn what_was_kept_serves_its_own_backward_only() {
     assert_eq!(backward_of(inputs(5), &memory.saved(&long)).unwrap(), want);
     forward_of(inputs(3), &mut memory.saved(&short)).unwrap();
     assert_eq!(operand(backward_of(inputs(5), &memory.saved(&long))), "saved");
+    // Handing the memory to another is enough, since it may have been written or moved.
+    forward_of(inputs(5), &mut memory.saved(&long)).unwrap();
+    memory.saved(&short).x.fill(0.0);
+    assert_eq!(operand(backward_of(inputs(5), &memory.saved(&long))), "saved");
     // Room for another problem is refused before anything is written.
     assert_eq!(operand(forward_of(inputs(5), &mut memory.saved(&short)).map(|()| Vec::new())), "saved.xz");
 }
