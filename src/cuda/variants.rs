@@ -20,7 +20,8 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 
 /// All of them.
 pub fn variants() -> Vec<Variant> {
-    let all = Vec::new();
+    let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<super::selective_state_update::StateUpdate>(&mut all);
     all
 }
