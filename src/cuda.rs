@@ -21,6 +21,8 @@ use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
 mod causal_conv1d;
+#[cfg(feature = "cublaslt")]
+mod cublaslt;
 pub mod driver;
 pub mod expression;
 mod graph;
@@ -40,6 +42,7 @@ pub mod template;
 pub mod variants;
 
 pub use graph::Graph;
+pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
 use driver::{Driver, Function, Properties};
@@ -59,6 +62,7 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     kernels: Arc<Mutex<HashMap<String, Function>>>,
     regime: Option<Regime>,
+    choice: linear::Choice,
 }
 
 impl core::fmt::Debug for Cuda {
@@ -92,7 +96,7 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
-        Cuda { driver, kernels: Arc::default(), regime: None }
+        Cuda { driver, kernels: Arc::default(), regime: None, choice: linear::Choice::default() }
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.

@@ -1,6 +1,7 @@
 //! The shipping table: every variant of every template that the engine can ask for.
 
 use super::launch::Kernel;
+use super::linear;
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -23,5 +24,11 @@ pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<linear::Tiles>(&mut all);
+    add::<linear::Bias>(&mut all);
+    add::<linear::TilesMma>(&mut all);
+    add::<linear::Rows>(&mut all);
+    add::<linear::RowsMma>(&mut all);
+    add::<linear::Sum>(&mut all);
     all
 }
