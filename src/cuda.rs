@@ -20,8 +20,10 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod cast;
 mod causal_conv1d;
 pub mod driver;
+mod elementwise;
 pub mod expression;
 mod graph;
 mod launch;
@@ -36,6 +38,7 @@ mod selective_scan_bwd;
 mod selective_scan_fwd;
 mod selective_state_update;
 mod shared;
+mod sum;
 pub mod template;
 pub mod variants;
 

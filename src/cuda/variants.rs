@@ -1,6 +1,7 @@
 //! The shipping table: every variant of every template that the engine can ask for.
 
 use super::launch::Kernel;
+use super::{cast, elementwise, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -20,7 +21,13 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 
 /// All of them.
 pub fn variants() -> Vec<Variant> {
-    let all = Vec::new();
+    let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<cast::Cast>(&mut all);
+    add::<elementwise::Each>(&mut all);
+    add::<rms_norm::Backward>(&mut all);
+    add::<rms_norm::Forward>(&mut all);
+    add::<sum::Sum>(&mut all);
+    add::<sum::SumColumns>(&mut all);
     all
 }
