@@ -2,6 +2,7 @@
 
 use super::launch::Kernel;
 use super::linear;
+use super::{cast, elementwise, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -30,5 +31,11 @@ pub fn variants() -> Vec<Variant> {
     add::<linear::Rows>(&mut all);
     add::<linear::RowsMma>(&mut all);
     add::<linear::Sum>(&mut all);
+    add::<cast::Cast>(&mut all);
+    add::<elementwise::Each>(&mut all);
+    add::<rms_norm::Backward>(&mut all);
+    add::<rms_norm::Forward>(&mut all);
+    add::<sum::Sum>(&mut all);
+    add::<sum::SumColumns>(&mut all);
     all
 }

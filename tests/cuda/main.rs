@@ -5,9 +5,15 @@ mod arrays;
 #[path = "../../examples/check/harness/carried/mod.rs"]
 #[allow(dead_code)]
 mod carried;
+mod elementwise;
 mod frame;
 mod interpreter;
+mod rms_norm;
 mod selective_state_update;
+mod tensor;
+#[path = "../it/tensors.rs"]
+#[allow(dead_code)]
+mod tensors;
 
 use selective_scan::cuda::Cuda;
 
