@@ -20,10 +20,12 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod cast;
 mod causal_conv1d;
 #[cfg(feature = "cublaslt")]
 mod cublaslt;
 pub mod driver;
+mod elementwise;
 pub mod expression;
 mod graph;
 mod launch;
@@ -38,6 +40,7 @@ mod selective_scan_bwd;
 mod selective_scan_fwd;
 mod selective_state_update;
 mod shared;
+mod sum;
 pub mod template;
 pub mod variants;
 

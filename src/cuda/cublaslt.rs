@@ -108,7 +108,8 @@ fn key(sizes: &Sizes, params: &Product) -> Option<Key> {
     // (m, n) with contiguous rows is the library's (n, m): b·aᵀ. With contiguous columns it is (m, n): a·bᵀ.
     let out = matrix(params.out, m, n, out_size)?;
     let flip = |matrix: Matrix| Matrix { turned: !matrix.turned, ..matrix };
-    let (left, right, addresses) = if out.turned { (flip(a), b, [params.a[0], params.b[0]]) } else { (flip(b), a, [params.b[0], params.a[0]]) };
+    let (left, right, addresses) =
+        if out.turned { (flip(a), b, [params.a[0], params.b[0]]) } else { (flip(b), a, [params.b[0], params.a[0]]) };
     let bias = params.bias[0] != 0;
     // Its bias lies along the columns of its output and has the output's type.
     if bias && (dtype != Dtype::F32 || out.turned || (n > 1 && params.bias[1] != size)) {
@@ -135,7 +136,11 @@ fn set<T>(what: sys::cublasLtMatmulDesc_t, attribute: sys::cublasLtMatmulDescAtt
 }
 
 /// Sets an attribute of what an algorithm must be.
-fn prefer<T>(preference: sys::cublasLtMatmulPreference_t, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: T) -> Result<(), CublasError> {
+fn prefer<T>(
+    preference: sys::cublasLtMatmulPreference_t,
+    attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+    value: T,
+) -> Result<(), CublasError> {
     // SAFETY: as for `set`.
     unsafe { result::set_matmul_pref_attribute(preference, attribute, (&raw const value).cast::<c_void>(), size_of::<T>()) }
 }
@@ -176,7 +181,8 @@ impl Plan {
             set(plan.what, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
             set(plan.what, Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
-        let layout = |m: Matrix, dtype: Dtype| result::create_matrix_layout(data_type(dtype), m.rows as u64, m.columns as u64, m.step as i64);
+        let layout =
+            |m: Matrix, dtype: Dtype| result::create_matrix_layout(data_type(dtype), m.rows as u64, m.columns as u64, m.step as i64);
         plan.left = layout(key.left, key.dtype)?;
         plan.right = layout(key.right, key.dtype)?;
         plan.out = layout(key.out, if key.wide { Dtype::F32 } else { key.dtype })?;
@@ -210,8 +216,7 @@ impl Plan {
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out)?;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out)?;
         // SAFETY: handle, descriptions and preference are alive.
-        let found =
-            unsafe { result::get_matmul_algo_heuristic(handle, self.what, self.left, self.right, self.out, self.out, preference) }?;
+        let found = unsafe { result::get_matmul_algo_heuristic(handle, self.what, self.left, self.right, self.out, self.out, preference) }?;
         Ok(found.algo)
     }
 }
@@ -324,5 +329,6 @@ impl Lt {
 /// Makes the engine's context this thread's.
 fn bind(context: u64) -> Result<(), Error> {
     // SAFETY: the context is the one of the engine's driver, which outlives this library's use.
-    unsafe { ctx::set_current(context as cudarc::driver::sys::CUcontext) }.map_err(|e| Error::Driver { why: format!("using a context: {e}") })
+    unsafe { ctx::set_current(context as cudarc::driver::sys::CUcontext) }
+        .map_err(|e| Error::Driver { why: format!("using a context: {e}") })
 }

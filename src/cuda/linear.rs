@@ -115,7 +115,8 @@ impl Cuda {
             return Ok(());
         }
         let sizes = Sizes { m, n, k, dtype: I::DTYPE, fine, wide: O::DTYPE != I::DTYPE };
-        let params = Product { a: strided(&a), b: strided(&b), bias: optional(bias.as_ref()), out: strided_mut(&out), ..Product::default() };
+        let params =
+            Product { a: strided(&a), b: strided(&b), bias: optional(bias.as_ref()), out: strided_mut(&out), ..Product::default() };
         if self.library_product(sizes, &params, ws)? { Ok(()) } else { self.plain_product(sizes, params, None) }
     }
 

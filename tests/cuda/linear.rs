@@ -10,13 +10,8 @@ use selective_scan::layers::linear::{Linear, LinearBwd, LinearFwd, LinearProblem
 use selective_scan::view::{View, ViewMut};
 
 use super::carried::Carried;
+use super::tensors::{assert_bits, assert_rounded, error, numbers, stored, wide};
 use super::{carried, engine, is_real};
-
-#[path = "../it/tensors.rs"]
-#[allow(dead_code)]
-mod tensors;
-
-use tensors::{assert_bits, assert_rounded, error, numbers, stored, wide};
 
 /// How a matrix lies in memory: by rows, by columns, by columns with gaps, backwards with gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

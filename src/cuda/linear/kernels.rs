@@ -194,7 +194,9 @@ mod tests {
 
     #[test]
     fn parts_cover_the_sum() {
-        for (m, n, depth) in [(1, 1, 0), (1, 1, 1), (64, 64, 1 << 20), (768, 3072, 4096), (48, 1536, 100_000), (5000, 5000, 9000), (3, 200, 2049)] {
+        for (m, n, depth) in
+            [(1, 1, 0), (1, 1, 1), (64, 64, 1 << 20), (768, 3072, 4096), (48, 1536, 100_000), (5000, 5000, 9000), (3, 200, 2049)]
+        {
             let (count, span) = parts(m, n, depth);
             assert!(count * span >= depth && (count - 1) * span < depth.max(1), "{m} {n} {depth}");
             assert!(span % CHUNK == 0 && count * m.div_ceil(TILE) * n.div_ceil(TILE) <= 6500);
