@@ -5,6 +5,7 @@
 
 use core::ffi::c_void;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self, CublasError};
@@ -284,11 +285,11 @@ impl Lt {
     fn piece(&self, sizes: &Sizes, params: &Product, more: bool, workspace: u64) -> Result<bool, Error> {
         let Some(key) = key(sizes, params) else { return Ok(false) };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&key) {
-            let plan = Plan::new(self.handle, &key, params.bias[0]).map_err(|e| fault("choosing an algorithm", e))?;
-            plans.insert(key, plan);
-        }
-        let Some(Some(plan)) = plans.get(&key) else { return Ok(false) };
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Plan::new(self.handle, &key, params.bias[0]).map_err(|e| fault("choosing an algorithm", e))?),
+        };
+        let Some(plan) = plan else { return Ok(false) };
         if key.bias {
             let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             set(plan.what, pointer, params.bias[0]).map_err(|e| fault("setting the bias", e))?;
@@ -331,4 +332,62 @@ fn bind(context: u64) -> Result<(), Error> {
     // SAFETY: the context is the one of the engine's driver, which outlives this library's use.
     unsafe { ctx::set_current(context as cudarc::driver::sys::CUcontext) }
         .map_err(|e| Error::Driver { why: format!("using a context: {e}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [usize; 3] = [3, 5, 4];
+
+    /// Element (row, column) of what the library makes of a matrix.
+    fn at(matrix: Matrix, row: usize, column: usize) -> usize {
+        let [row, column] = if matrix.turned { [column, row] } else { [row, column] };
+        assert!(row < matrix.rows && column < matrix.columns && matrix.step >= matrix.rows);
+        row + column * matrix.step
+    }
+
+    /// Bytes from one element to the next along both axes, contiguous along the second or the first, with gaps.
+    fn strides(rows: usize, columns: usize, turned: bool) -> [i64; 3] {
+        if turned { [256, 4, 4 * (rows as i64 + 2)] } else { [256, 4 * (columns as i64 + 1), 4] }
+    }
+
+    /// Every element that the library multiplies and writes is the one that the product means.
+    #[test]
+    fn matrices_are_those_of_the_product() {
+        let [m, n, k] = SIZES;
+        for case in 0..8 {
+            let params = Product {
+                a: strides(m, k, case & 1 > 0),
+                b: strides(n, k, case & 2 > 0),
+                out: strides(m, n, case & 4 > 0),
+                ..Product::default()
+            };
+            let sizes = Sizes { m, n, k, dtype: Dtype::F32, fine: false, wide: false };
+            let key = key(&sizes, &params).expect("every axis pair has a contiguous one");
+            assert_eq!((key.out.turned, key.aligned[..3].to_vec()), (case & 4 > 0, vec![256; 3]));
+            let index = |of: [i64; 3], row: usize, column: usize| (row as i64 * of[1] + column as i64 * of[2]) as usize / 4;
+            let out = Matrix { turned: false, ..key.out };
+            for (i, j, p) in (0..m * n * k).map(|x| (x / (n * k), x / k % n, x % k)) {
+                let (a, b) = (index(params.a, i, p), index(params.b, j, p));
+                // Its rows are the columns of the output unless the output is contiguous along them.
+                let (row, column, left, right) = if key.out.turned { (i, j, a, b) } else { (j, i, b, a) };
+                assert_eq!((at(key.left, row, p), at(key.right, p, column)), (left, right), "case {case}");
+                assert_eq!(at(out, row, column), index(params.out, i, j), "case {case}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_cannot_take_is_left_to_the_plain_kernels() {
+        let sizes = Sizes { m: 3, n: 5, k: 4, dtype: Dtype::F32, fine: false, wide: false };
+        let good = Product { a: strides(3, 4, false), b: strides(5, 4, false), out: strides(3, 5, false), ..Product::default() };
+        let taken = |sizes: Sizes, params: Product| key(&sizes, &params).is_some();
+        assert!(taken(sizes, good) && taken(sizes, Product { bias: [256, 4], ..good }));
+        assert!(!taken(Sizes { k: 0, ..sizes }, good));
+        assert!(!taken(sizes, Product { a: [256, 40, 8], ..good }) && !taken(sizes, Product { a: [256, -16, 4], ..good }));
+        assert!(!taken(sizes, Product { a: [256, 0, 4], ..good }) && !taken(sizes, Product { bias: [256, 8], ..good }));
+        assert!(!taken(sizes, Product { bias: [256, 4], out: strides(3, 5, true), ..good }));
+        assert_eq!([1 << 40, 260, 258, 257, 0].map(alignment), [256, 4, 2, 1, 256]);
+    }
 }

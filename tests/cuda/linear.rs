@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use selective_scan::Error;
 use selective_scan::buffer::Buffer;
-use selective_scan::cuda::{Cuda, Products};
+use selective_scan::cuda::{Cuda, DeviceBuffer, Products};
 use selective_scan::element::{Input, Real};
 use selective_scan::layers::linear::{Linear, LinearBwd, LinearFwd, LinearProblem};
 use selective_scan::view::{View, ViewMut};
@@ -359,4 +359,33 @@ fn cublaslt_agrees() {
         assert_bits("a repeat", &backward::<bf16>(&on, &d, LAYOUTS[0]).weight, &grads.weight);
     }
     assert_eq!(carried().engine.products(), Products::CublasLt, "it is used where it is there");
+}
+
+/// A product and its gradients run from a graph as they run by themselves.
+#[test]
+fn products_can_be_captured() {
+    let ways = [Products::Plain, Products::CublasLt];
+    for on in ways.into_iter().filter_map(|way| engine().clone().with_products(way).ok()) {
+        let problem = LinearProblem { rows: 70, inputs: 136, outputs: 128 };
+        let x = on.upload(&stored::<f32>(&numbers(70 * 136, 1))).expect("memory");
+        let weight = on.upload(&stored::<f32>(&numbers(128 * 136, 2))).expect("memory");
+        let (mut out, mut grad) = (on.buffer::<f32>(70 * 128).expect("memory"), on.buffer::<f32>(128 * 136).expect("memory"));
+        let bytes = on.linear_fwd_workspace::<f32>(problem).max(on.linear_bwd_workspace::<f32>(problem));
+        let mut room = on.buffer::<u8>(bytes).expect("memory");
+        let mut work = |out: &mut DeviceBuffer<f32>, grad: &mut DeviceBuffer<f32>| {
+            let (x, weight) = (x.view([70, 136]), weight.view([128, 136]));
+            on.linear_fwd(LinearFwd { x, weight, bias: None, out: out.view_mut([70, 128]) }, &mut room.workspace())?;
+            let grad_weight = Some(grad.view_mut([128, 136]));
+            let args = LinearBwd { x, weight, grad_out: out.view([70, 128]), grad_x: None, grad_weight, grad_bias: None };
+            on.linear_bwd(args, &mut room.workspace())
+        };
+        work(&mut out, &mut grad).expect("a first run");
+        let want = (out.to_vec().expect("numbers"), grad.to_vec().expect("numbers"));
+        let graph = on.capture(|| work(&mut out, &mut grad)).expect("a graph");
+        out.fill(0xff).and(grad.fill(0xff)).expect("memory");
+        // SAFETY: the buffers are alive, and the copies below wait.
+        unsafe { graph.replay() }.expect("it runs");
+        assert_bits("out", &out.to_vec().expect("numbers"), &want.0);
+        assert_bits("grad_weight", &grad.to_vec().expect("numbers"), &want.1);
+    }
 }
