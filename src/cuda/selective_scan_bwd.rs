@@ -8,13 +8,15 @@
 //!
 //! Both regimes run this way: the items are independent, so a walk of one block along a whole row would only save the `local` kernel.
 
+#![allow(non_snake_case)]
+
 use super::params::{Strided, optional, optional_mut, strided, strided_mut};
 use super::{Cuda, launch::Grid};
 use crate::buffer::Workspace;
 use crate::element::{Dtype, Input, Weight};
 use crate::error::Error;
 use crate::ops::Rule;
-use crate::selective::{Carry, Coefficient, CoefficientGrad, SelectiveBwd, SelectiveGrads, SelectiveInputs, SelectiveProblem};
+use crate::selective::{Carry, Coefficient, CoefficientGrad, SelectiveBwd, SelectiveGrads, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::view::{Device, View};
 use crate::workspace::{ALIGN, bytes_of};

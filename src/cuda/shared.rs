@@ -13,6 +13,7 @@ macro_rules! snippets {
 }
 
 snippets! {
+    "block_fold"
     "bwd_ahead"
     "bwd_back"
     "bwd_butterfly"
@@ -56,7 +57,10 @@ snippets! {
     "load"
     "load_pair"
     "log1p"
+    "narrow"
     "phi1"
+    "pieces_load"
+    "pieces_store"
     "rcp_near"
     "scale"
     "sigmoid"
@@ -66,4 +70,5 @@ snippets! {
     "softplus"
     "store"
     "store_pair"
+    "widen"
 }

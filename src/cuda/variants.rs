@@ -2,6 +2,8 @@
 
 use super::launch::Kernel;
 use super::selective_scan_bwd::kernels as bwd;
+use super::linear;
+use super::{cast, elementwise, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -29,5 +31,18 @@ pub fn variants() -> Vec<Variant> {
     add::<bwd::Rows>(&mut all);
     add::<bwd::Totals>(&mut all);
     add::<bwd::Walk>(&mut all);
+    add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<linear::Tiles>(&mut all);
+    add::<linear::Bias>(&mut all);
+    add::<linear::TilesMma>(&mut all);
+    add::<linear::Rows>(&mut all);
+    add::<linear::RowsMma>(&mut all);
+    add::<linear::Sum>(&mut all);
+    add::<cast::Cast>(&mut all);
+    add::<elementwise::Each>(&mut all);
+    add::<rms_norm::Backward>(&mut all);
+    add::<rms_norm::Forward>(&mut all);
+    add::<sum::Sum>(&mut all);
+    add::<sum::SumColumns>(&mut all);
     all
 }
