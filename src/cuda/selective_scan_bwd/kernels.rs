@@ -340,9 +340,8 @@ impl Kernel for Walk {
     type Params = WalkParams;
 
     fn entry(&self) -> String {
-        let kind = if self.local { "local" } else { "chunk" };
-        let path = if self.fast { "" } else { "_any" };
-        format!("selective_scan_bwd_{kind}_{}_lanes{}{path}", self.types.name(), self.lanes)
+        let (path, kind) = (if self.fast { "" } else { "_any" }, if self.local { "_local" } else { "" });
+        format!("selective_scan_bwd_walk_{}_lanes{}{path}{kind}", self.types.name(), self.lanes)
     }
 
     fn vars(&self) -> Vars {
