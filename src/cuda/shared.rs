@@ -36,6 +36,7 @@ snippets! {
     "bwd_matrix"
     "bwd_offset"
     "bwd_piece"
+    "bwd_places"
     "bwd_row"
     "bwd_scatter"
     "bwd_shfl"
