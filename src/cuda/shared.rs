@@ -46,6 +46,7 @@ snippets! {
     "bwd_term"
     "bwd_times"
     "bwd_times_conj"
+    "bwd_zero"
     "cexp"
     "cexp2"
     "cphi1"
