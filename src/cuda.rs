@@ -20,10 +20,14 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod adamw;
+mod argmax;
 mod cast;
 mod causal_conv1d;
+mod cross_entropy;
 pub mod driver;
 mod elementwise;
+mod embedding;
 pub mod expression;
 mod graph;
 mod launch;
@@ -42,6 +46,8 @@ mod sum;
 pub mod template;
 pub mod variants;
 
+pub use adamw::{AdamWArgs, AdamWStep};
+pub use cross_entropy::Targets;
 pub use graph::Graph;
 pub use memory::DeviceBuffer;
 

@@ -37,6 +37,7 @@ snippets! {
     "sincos"
     "sincos_sum"
     "softplus"
+    "sort_digit"
     "store"
     "store_pair"
     "widen"

@@ -1,7 +1,7 @@
 //! The shipping table: every variant of every template that the engine can ask for.
 
 use super::launch::Kernel;
-use super::{cast, elementwise, rms_norm, sum};
+use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -23,8 +23,14 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<adamw::Step>(&mut all);
+    add::<argmax::Argmax>(&mut all);
     add::<cast::Cast>(&mut all);
+    add::<cross_entropy::CrossEntropy>(&mut all);
     add::<elementwise::Each>(&mut all);
+    add::<embedding::Backward>(&mut all);
+    add::<embedding::Forward>(&mut all);
+    add::<embedding::Sort>(&mut all);
     add::<rms_norm::Backward>(&mut all);
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);

@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 mod carried;
 mod elementwise;
+mod embedding;
 mod frame;
 mod interpreter;
 mod rms_norm;
@@ -12,6 +13,7 @@ mod tensor;
 #[path = "../it/tensors.rs"]
 #[allow(dead_code)]
 mod tensors;
+mod training;
 
 use selective_scan::cuda::Cuda;
 
