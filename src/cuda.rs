@@ -25,6 +25,8 @@ mod argmax;
 mod cast;
 mod causal_conv1d;
 mod cross_entropy;
+#[cfg(feature = "cublaslt")]
+mod cublaslt;
 pub mod driver;
 mod elementwise;
 mod embedding;
@@ -49,6 +51,7 @@ pub mod variants;
 pub use adamw::{AdamWArgs, AdamWStep};
 pub use cross_entropy::Targets;
 pub use graph::Graph;
+pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
 use driver::{Driver, Function, Properties};
@@ -65,6 +68,8 @@ pub enum Regime {
 /// The engine. Clones share the context, the stream and the compiled kernels.
 #[derive(Clone)]
 pub struct Cuda {
+    // Before the driver, because a library must go before the context that it lives in.
+    choice: linear::Choice,
     driver: Arc<dyn Driver>,
     kernels: Arc<Mutex<HashMap<String, Function>>>,
     regime: Option<Regime>,
@@ -101,7 +106,7 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
-        Cuda { driver, kernels: Arc::default(), regime: None }
+        Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.

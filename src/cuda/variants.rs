@@ -1,6 +1,7 @@
 //! The shipping table: every variant of every template that the engine can ask for.
 
 use super::launch::Kernel;
+use super::linear;
 use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
@@ -25,6 +26,13 @@ pub fn variants() -> Vec<Variant> {
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
     add::<adamw::Step>(&mut all);
     add::<argmax::Argmax>(&mut all);
+    add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<linear::Tiles>(&mut all);
+    add::<linear::Bias>(&mut all);
+    add::<linear::TilesMma>(&mut all);
+    add::<linear::Rows>(&mut all);
+    add::<linear::RowsMma>(&mut all);
+    add::<linear::Sum>(&mut all);
     add::<cast::Cast>(&mut all);
     add::<cross_entropy::CrossEntropy>(&mut all);
     add::<elementwise::Each>(&mut all);
