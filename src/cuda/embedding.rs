@@ -207,7 +207,7 @@ impl Cuda {
         let (mut from, mut to): (Strided<3>, Strided<3>) = (strided(&table), strided_mut(&out));
         let (mut piece, mut width) = (size_of::<I>() as i64, columns);
         // Contiguous rows move in wider pieces where all is aligned to them. An empty table has nothing to read.
-        let all = from[0] | from[1] | to[0] | to[1] | columns as i64 * piece;
+        let all = from[0] | from[1] | to[0] | to[1] | (columns as i64 * piece);
         let contiguous = |v: &Strided<3>| v[2] == piece;
         if all % WIDEST == 0 && contiguous(&to) && (contiguous(&from) || from[0] == 0) {
             width = columns * piece as usize / WIDEST as usize;
