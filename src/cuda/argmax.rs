@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
 /// Blocks, at most; they go on with further rows.
-const BLOCKS: usize = 1 << 20;
+const BLOCKS: usize = 1 << 16;
 /// Threads of a block, at most, and the columns that each has at least where rows are long enough.
 const THREADS: usize = 1024;
 const COLUMNS: usize = 8;

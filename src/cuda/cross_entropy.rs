@@ -14,7 +14,7 @@ const KEPT: usize = 8;
 /// Threads of a block, at most.
 const THREADS: usize = 512;
 /// Blocks, at most; they go on with further rows.
-const BLOCKS: usize = 1 << 20;
+const BLOCKS: usize = 1 << 16;
 
 /// A variant.
 pub(super) struct CrossEntropy {

@@ -74,6 +74,26 @@ fn gradients_are_summed_by_token() {
     backward::<bf16>(&[Layout::Transposed]);
 }
 
+/// More tiles than one turn of the sort's offsets has counters for.
+#[test]
+fn many_positions() {
+    let (rows, vocab) = (70_000, 300);
+    let (ids, values) = (tokens(rows, vocab, 11), stored::<f32>(&numbers(rows, 12)));
+    let (device, grad) = (Tensor::new([rows], Layout::Dense, &ids), Tensor::new([rows, 1], Layout::Dense, &values));
+    let mut want = vec![0.0; vocab];
+    ids.iter().zip(&values).for_each(|(id, x)| {
+        if let Some(sum) = want.get_mut(*id as usize) {
+            *sum += f64::from(*x)
+        }
+    });
+    let mut table = Tensor::filled([vocab, 1], Layout::Dense, f32::NAN);
+    with_workspace(engine().embedding_bwd_workspace(rows, vocab), |ws| {
+        engine().embedding_bwd(grad.view(), device.view(), table.view_mut(), false, ws)
+    })
+    .expect("it runs");
+    assert_eq!(wide(&table.values()), want);
+}
+
 /// A token's sum has the same bits whatever the other tokens are, and neither it nor a repeat depends on them.
 #[test]
 fn bits_of_a_token_do_not_depend_on_the_others() {
@@ -151,6 +171,13 @@ fn the_largest_is_what_greedy_takes() {
         (Tensor::new([1, 3], Layout::Dense, &[bf16::ONE, bf16::MAX, bf16::MAX]), Tensor::filled([1], Layout::Dense, 0u32));
     engine().argmax(logits.view(), ids.view_mut()).expect("it runs");
     assert_eq!(ids.values(), [1]);
+    // More rows than blocks.
+    let rows = (1 << 16) + 40;
+    let values: Vec<f32> = (0..2 * rows).map(|i| if i % 2 == (i / 6) % 2 { 1.0 } else { 0.0 }).collect();
+    let (logits, mut ids) = (Tensor::new([rows, 2], Layout::Dense, &values), Tensor::filled([rows], Layout::Dense, 7u32));
+    engine().argmax(logits.view(), ids.view_mut()).expect("it runs");
+    assert_eq!(ids.values(), values.chunks(2).map(greedy).collect::<Vec<_>>());
+    let mut ids = Tensor::filled([1], Layout::Dense, 0u32);
     let none = Tensor::<f32, 2>::filled([1, 0], Layout::Dense, 0.0);
     assert_eq!(named(engine().argmax(none.view(), ids.view_mut())), "logits");
     let mut nothing = Tensor::filled([0], Layout::Dense, 0u32);

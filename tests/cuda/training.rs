@@ -108,6 +108,20 @@ fn extreme_logits() {
 }
 
 #[test]
+fn more_rows_than_blocks() {
+    let rows = (1 << 16) + 40;
+    let (values, ids) = (numbers(rows * 2, 3), (0..rows).map(|r| if r % 7 == 0 { IGNORE } else { r as u32 % 2 }).collect::<Vec<_>>());
+    let (want_loss, want_grad) = plain(&values, 2, &ids);
+    let (logits, targets) = (Tensor::new([rows, 2], Layout::Dense, &values), Tensor::new([rows], Layout::Dense, &ids));
+    let (mut loss, mut grad) = (Tensor::filled([rows], Layout::Dense, f64::NAN), Tensor::filled([rows, 2], Layout::Dense, f64::NAN));
+    let count = count(&targets);
+    let of = Targets { targets: targets.view(), count: count.view() };
+    engine().cross_entropy(logits.view(), of, loss.view_mut(), Some(grad.view_mut())).expect("it runs");
+    assert!(loss.values().iter().zip(&want_loss).all(|(got, want)| (got - want).abs() <= 4e-15));
+    assert!(grad.values().iter().zip(&want_grad).all(|(got, want)| (got - want).abs() <= 1e-15));
+}
+
+#[test]
 fn sums_do_not_lose_small_terms() {
     for n in [0, 1, 255, 8192, 8193, 40_000] {
         for layout in LAYOUTS {
