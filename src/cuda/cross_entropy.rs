@@ -64,7 +64,7 @@ pub struct Targets<'a> {
 }
 
 impl Cuda {
-    /// loss (rows), in f64 = −ln softmax(logits)[target] in nats, of logits (rows, vocab); with `grad`, (rows, vocab), the gradient of the
+    /// loss (rows), in f64 = `−ln softmax(logits)[target]` in nats, of logits (rows, vocab); with `grad`, (rows, vocab), the gradient of the
     /// mean: (softmax − one-hot)/count.
     ///
     /// # Errors
