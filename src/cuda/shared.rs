@@ -30,6 +30,7 @@ snippets! {
     "scale"
     "sigmoid"
     "silu"
+    "silu_grad"
     "sincos"
     "sincos_sum"
     "softplus"

@@ -22,6 +22,10 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<super::causal_conv1d::backward::Backward>(&mut all);
+    add::<super::causal_conv1d::backward::Sum>(&mut all);
+    add::<super::causal_conv1d::forward::Forward>(&mut all);
+    add::<super::causal_conv1d::update::Update>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
     all
 }

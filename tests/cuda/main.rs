@@ -5,6 +5,7 @@ mod arrays;
 #[path = "../../examples/check/harness/carried/mod.rs"]
 #[allow(dead_code)]
 mod carried;
+mod causal_conv1d;
 mod frame;
 mod interpreter;
 mod selective_state_update;

@@ -101,8 +101,7 @@ impl<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>> Step<I, W, S> 
             z: gate.then(|| Tensor::scattered(draw, [batch, dim], -4.0, 4.0)),
             bias: bias.then(|| Tensor::scattered(draw, [dim], 0.0, 0.5)),
             state,
-            slots: slotted
-                .then(|| (0..batch).map(|b| if b % 3 == 1 { -1 - b as i32 } else { (batch + 1 - b) as i32 }).collect()),
+            slots: slotted.then(|| (0..batch).map(|b| if b % 3 == 1 { -1 - b as i32 } else { (batch + 1 - b) as i32 }).collect()),
             out: Tensor::anywhere(draw, [batch, dim]),
             options: SelectiveOptions { delta_softplus, rule: case.rule, ..Default::default() },
         }
