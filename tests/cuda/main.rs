@@ -6,9 +6,16 @@ mod arrays;
 #[allow(dead_code)]
 mod carried;
 mod causal_conv1d;
+mod elementwise;
 mod frame;
 mod interpreter;
+mod linear;
+mod rms_norm;
 mod selective_state_update;
+mod tensor;
+#[path = "../it/tensors.rs"]
+#[allow(dead_code)]
+mod tensors;
 
 use selective_scan::cuda::Cuda;
 

@@ -9,6 +9,7 @@ mod kinds;
 mod blelloch;
 mod causal_conv1d;
 mod cpu;
+mod elementwise;
 mod fuzz;
 mod golden;
 #[path = "../../examples/check/harness/mod.rs"]
