@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use selective_scan::buffer::Buffer;
-use selective_scan::element::{Dtype, Element, Input};
+use selective_scan::element::{Dtype, Input};
 use selective_scan::layers::conv1d::{CausalConv1d, ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvStep};
 use selective_scan::naive::Naive;
 use selective_scan::sequences::Sequences;

@@ -12,6 +12,7 @@ mod interpreter;
 mod linear;
 mod rms_norm;
 mod selective_state_update;
+mod shared;
 mod tensor;
 #[path = "../it/tensors.rs"]
 #[allow(dead_code)]
