@@ -134,16 +134,16 @@ fn check<I: Input>(case: &Case) {
     let conv = Conv::<I>::new(case);
     let (got, want) = (conv.run(&carried()), conv.wide().run(&Naive));
     let relative = if I::DTYPE == Dtype::F64 { 1e-13 } else { 2e-6 };
-    for i in 0..4 {
-        let what = format!("{} {} {case:?}", NAMES[i], I::DTYPE.name());
+    for (i, name) in NAMES.into_iter().enumerate() {
+        let what = format!("{name} {} {case:?}", I::DTYPE.name());
         compare(&what, &got.by_position[i], &want.by_position[i].numbers(), if i < 2 { relative } else { 2.0 * relative });
     }
     let what = format!("{} {case:?}", I::DTYPE.name());
     compare(&format!("grad of w {what}"), &got.weight, &want.weight.numbers(), 2.0 * relative);
     compare(&format!("grad of bias {what}"), &got.bias, &want.bias.numbers(), 2.0 * relative);
     let again = conv.run(&carried());
-    for i in 0..4 {
-        assert_eq!(got.by_position[i].numbers(), again.by_position[i].numbers(), "{} {what}", NAMES[i]);
+    for (i, name) in NAMES.into_iter().enumerate() {
+        assert_eq!(got.by_position[i].numbers(), again.by_position[i].numbers(), "{name} {what}");
     }
     assert_eq!((got.weight.numbers(), got.bias.numbers()), (again.weight.numbers(), again.bias.numbers()), "{what}");
 }
@@ -154,7 +154,7 @@ fn ids(draw: &mut Draw, [batch, seqlen, _]: [usize; 3]) -> Vec<i32> {
     for _ in 0..batch {
         let (mut id, longest) = (0, 1 + draw.below(60) as u64);
         for _ in 0..seqlen {
-            id += i32::from(draw.bits() % longest == 0) * (1 + draw.below(3) as i32);
+            id += i32::from(draw.bits().is_multiple_of(longest)) * (1 + draw.below(3) as i32);
             all.push(if draw.below(9) == 0 { -1 - draw.below(3) as i32 } else { id });
         }
     }

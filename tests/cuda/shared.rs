@@ -164,7 +164,7 @@ fn complex_functions_are_accurate() {
         let mut part = |scale: f64| -> Vec<R> { (0..4000).map(|i| of(draw.between(-1.0, 1.0) * scale * 10f64.powi(-(i % 12)))).collect() };
         let (x, y) = (part(8.0), part(30.0));
         let z = |i: usize| Complex::new(x[i].to_f64(), y[i].to_f64());
-        let mut check = |line: &str, of: &dyn Fn(Complex<f64>) -> Complex<f64>| {
+        let check = |line: &str, of: &dyn Fn(Complex<f64>) -> Complex<f64>| {
             let got = run(line, &x, &y);
             for i in 0..x.len() {
                 let (got, want) = (Complex::new(got[0][i].to_f64(), got[1][i].to_f64()), of(z(i)));
