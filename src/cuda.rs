@@ -109,6 +109,12 @@ impl Cuda {
         Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
     }
 
+    /// What it runs on, for tests of kernels by themselves.
+    #[doc(hidden)]
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.
     pub fn with_regime(mut self, regime: Option<Regime>) -> Self {
         self.regime = regime;

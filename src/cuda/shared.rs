@@ -34,6 +34,7 @@ snippets! {
     "scale"
     "sigmoid"
     "silu"
+    "silu_grad"
     "sincos"
     "sincos_sum"
     "softplus"

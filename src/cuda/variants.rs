@@ -26,6 +26,10 @@ pub fn variants() -> Vec<Variant> {
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
     add::<adamw::Step>(&mut all);
     add::<argmax::Argmax>(&mut all);
+    add::<super::causal_conv1d::backward::Backward>(&mut all);
+    add::<super::causal_conv1d::backward::Sum>(&mut all);
+    add::<super::causal_conv1d::forward::Forward>(&mut all);
+    add::<super::causal_conv1d::update::Update>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);

@@ -5,6 +5,7 @@ mod arrays;
 #[path = "../../examples/check/harness/carried/mod.rs"]
 #[allow(dead_code)]
 mod carried;
+mod causal_conv1d;
 mod elementwise;
 mod embedding;
 mod frame;
@@ -12,6 +13,7 @@ mod interpreter;
 mod linear;
 mod rms_norm;
 mod selective_state_update;
+mod shared;
 mod tensor;
 #[path = "../it/tensors.rs"]
 #[allow(dead_code)]
