@@ -1,6 +1,7 @@
 //! Layer 4: whole blocks, composed of layers 2 and 3 of any engine.
 
 use crate::layers::conv1d::CausalConv1d;
+use crate::layers::elementwise::Elementwise;
 use crate::layers::linear::Linear;
 use crate::layers::norm::RmsNorm;
 use crate::scan::Scan;
@@ -9,13 +10,29 @@ use crate::view::Host;
 
 pub mod mamba;
 
-/// An engine with all of layers 1 to 3 in this process's memory: what a block and a model are generic over.
-pub trait HostEngine:
-    SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + RmsNorm<Memory = Host> + Linear<Memory = Host>
+/// Where an engine's operands live.
+pub type MemoryOf<E> = <E as Scan>::Memory;
+
+/// An engine with all of layers 1 to 3 in one memory: what a block is generic over.
+pub trait Engine:
+    SelectiveScan
+    + CausalConv1d<Memory = MemoryOf<Self>>
+    + RmsNorm<Memory = MemoryOf<Self>>
+    + Linear<Memory = MemoryOf<Self>>
+    + Elementwise<Memory = MemoryOf<Self>>
 {
 }
 
-impl<E> HostEngine for E where
-    E: SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + RmsNorm<Memory = Host> + Linear<Memory = Host>
+impl<E> Engine for E where
+    E: SelectiveScan
+        + CausalConv1d<Memory = MemoryOf<E>>
+        + RmsNorm<Memory = MemoryOf<E>>
+        + Linear<Memory = MemoryOf<E>>
+        + Elementwise<Memory = MemoryOf<E>>
 {
 }
+
+/// An engine in this process's memory: what a model is generic over.
+pub trait HostEngine: Engine + Scan<Memory = Host> {}
+
+impl<E: Engine + Scan<Memory = Host>> HostEngine for E {}

@@ -20,8 +20,12 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod cast;
 mod causal_conv1d;
+#[cfg(feature = "cublaslt")]
+mod cublaslt;
 pub mod driver;
+mod elementwise;
 pub mod expression;
 mod graph;
 mod launch;
@@ -36,10 +40,12 @@ mod selective_scan_bwd;
 mod selective_scan_fwd;
 mod selective_state_update;
 mod shared;
+mod sum;
 pub mod template;
 pub mod variants;
 
 pub use graph::Graph;
+pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
 use driver::{Driver, Function, Properties};
@@ -59,6 +65,7 @@ pub struct Cuda {
     driver: Arc<dyn Driver>,
     kernels: Arc<Mutex<HashMap<String, Function>>>,
     regime: Option<Regime>,
+    choice: linear::Choice,
 }
 
 impl core::fmt::Debug for Cuda {
@@ -92,7 +99,7 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
-        Cuda { driver, kernels: Arc::default(), regime: None }
+        Cuda { driver, kernels: Arc::default(), regime: None, choice: linear::Choice::default() }
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.

@@ -1,6 +1,7 @@
-//! Layer 3: the block's other parts: causal conv1d, RMSNorm, linear.
+//! Layer 3: the block's other parts: causal conv1d, RMSNorm, linear, and what is done element by element between them.
 
 pub mod conv1d;
+pub mod elementwise;
 pub mod linear;
 pub mod norm;
 mod rows;
@@ -104,6 +105,47 @@ macro_rules! host_layer {
             ) -> Result<(), $crate::error::Error> {
                 let par: fn(&Self) -> $crate::par::Par = $par;
                 $crate::layers::linear::linear_bwd(args, par(self), ws)
+            }
+        }
+    };
+    (elementwise, $engine:ty, $par:expr) => {
+        impl $crate::layers::elementwise::Elementwise for $engine {
+            type Memory = $crate::view::Host;
+            fn copy<T: $crate::element::Element>(
+                &self,
+                from: $crate::view::View<'_, T, 3>,
+                to: $crate::view::ViewMut<'_, T, 3>,
+            ) -> Result<(), $crate::error::Error> {
+                let par: fn(&Self) -> $crate::par::Par = $par;
+                $crate::layers::elementwise::copy(from, to, par(self))
+            }
+            fn zero<T: $crate::element::Element>(&self, to: $crate::view::ViewMut<'_, T, 3>) -> Result<(), $crate::error::Error> {
+                let par: fn(&Self) -> $crate::par::Par = $par;
+                $crate::layers::elementwise::zero(to, par(self))
+            }
+            fn add<I: $crate::element::Input>(
+                &self,
+                from: $crate::view::View<'_, I, 3>,
+                to: $crate::view::ViewMut<'_, I, 3>,
+            ) -> Result<(), $crate::error::Error> {
+                let par: fn(&Self) -> $crate::par::Par = $par;
+                $crate::layers::elementwise::add(from, to, par(self))
+            }
+            fn decay<A: $crate::element::Real>(
+                &self,
+                a_log: $crate::view::View<'_, A, 2>,
+                a: $crate::view::ViewMut<'_, A, 2>,
+            ) -> Result<(), $crate::error::Error> {
+                let par: fn(&Self) -> $crate::par::Par = $par;
+                $crate::layers::elementwise::decay(a_log, a, par(self))
+            }
+            fn scale<A: $crate::element::Real>(
+                &self,
+                by: $crate::view::View<'_, A, 2>,
+                to: $crate::view::ViewMut<'_, A, 2>,
+            ) -> Result<(), $crate::error::Error> {
+                let par: fn(&Self) -> $crate::par::Par = $par;
+                $crate::layers::elementwise::scale(by, to, par(self))
             }
         }
     };

@@ -446,6 +446,11 @@ impl<'a, T: Copy, const R: usize, M: Memory> ViewMut<'a, T, R, M> {
         View { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }
     }
 
+    /// The same elements, for reading, for as long as this was to be written.
+    pub fn into_view(self) -> View<'a, T, R, M> {
+        View { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }
+    }
+
     /// The same elements for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, T, R, M> {
         ViewMut { ptr: self.ptr, len: self.len, offset: self.offset, dims: self.dims, strides: self.strides, life: PhantomData }

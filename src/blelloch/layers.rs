@@ -6,3 +6,4 @@ use crate::layers::host_layer;
 host_layer!(conv1d, Blelloch, |engine| engine.par);
 host_layer!(norm, Blelloch, |engine| engine.par);
 host_layer!(linear, Blelloch, |engine| engine.par);
+host_layer!(elementwise, Blelloch, |engine| engine.par);

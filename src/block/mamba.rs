@@ -20,86 +20,88 @@
 // The field's names are kept: A, B, C and D are not a, b, c and d.
 #![allow(non_snake_case)]
 
-use crate::element::{Element, Input, Weight};
+use crate::element::{Element, Input};
 use crate::layers::conv1d::ConvProblem;
 use crate::layers::linear::LinearProblem;
 use crate::ops::Rule;
-use crate::par::Par;
 use crate::selective::{Carry, SelectiveOptions, SelectiveProblem};
 use crate::sequences::Sequences;
-use crate::view::{View, ViewMut};
+use crate::view::{Host, Memory, View, ViewMut};
 
 mod backward;
 mod check;
 mod forward;
+mod saved;
 mod step;
+
+pub use saved::{MambaMemory, MambaSaved};
 
 /// The options of every published Mamba model: softplus on Δ, Mamba's rule, the plain carry.
 pub const MAMBA_OPTIONS: SelectiveOptions = SelectiveOptions { delta_softplus: true, rule: Rule::Euler, carry: Carry::Plain };
 
 /// The parameters of a block, borrowed. Projections in the storage type, the rest in the arithmetic type. Published names: `mixer.NAME`.
 #[derive(Debug, Clone, Copy)]
-pub struct MambaParams<'a, I: Input> {
+pub struct MambaParams<'a, I: Input, M: Memory = Host> {
     /// `in_proj.weight`, (2D, M): x first, then z.
-    pub in_proj: View<'a, I, 2>,
+    pub in_proj: View<'a, I, 2, M>,
     /// `in_proj.bias`, (2D).
-    pub in_proj_bias: Option<View<'a, I::Accum, 1>>,
+    pub in_proj_bias: Option<View<'a, I::Accum, 1, M>>,
     /// `conv1d.weight`, (D, W), published as (D, 1, W).
-    pub conv_weight: View<'a, I::Accum, 2>,
+    pub conv_weight: View<'a, I::Accum, 2, M>,
     /// `conv1d.bias`, (D).
-    pub conv_bias: Option<View<'a, I::Accum, 1>>,
+    pub conv_bias: Option<View<'a, I::Accum, 1, M>>,
     /// `x_proj.weight`, (R + 2N, D): δ, then B, then C.
-    pub x_proj: View<'a, I, 2>,
+    pub x_proj: View<'a, I, 2, M>,
     /// `dt_proj.weight`, (D, R).
-    pub dt_proj: View<'a, I, 2>,
+    pub dt_proj: View<'a, I, 2, M>,
     /// `dt_proj.bias`, (D): Δ_bias.
-    pub dt_bias: View<'a, I::Accum, 1>,
+    pub dt_bias: View<'a, I::Accum, 1, M>,
     /// `A_log`, (D, N): A = −exp(A_log).
-    pub A_log: View<'a, I::Accum, 2>,
+    pub A_log: View<'a, I::Accum, 2, M>,
     /// A itself, (D, N), where the caller has it already, as decoding does; else each call makes it from `A_log`.
-    pub A: Option<View<'a, I::Accum, 2>>,
+    pub A: Option<View<'a, I::Accum, 2, M>>,
     /// The skip `D`, (D).
-    pub D: View<'a, I::Accum, 1>,
+    pub D: View<'a, I::Accum, 1, M>,
     /// `out_proj.weight`, (M, D).
-    pub out_proj: View<'a, I, 2>,
+    pub out_proj: View<'a, I, 2, M>,
     /// `out_proj.bias`, (M).
-    pub out_proj_bias: Option<View<'a, I::Accum, 1>>,
+    pub out_proj_bias: Option<View<'a, I::Accum, 1, M>>,
 }
 
 /// Where gradients of parameters go, in the arithmetic type: each one that is wanted; written, not added to.
 #[derive(Debug)]
-pub struct MambaGrads<'a, I: Input> {
+pub struct MambaGrads<'a, I: Input, M: Memory = Host> {
     /// ∂ℓ/∂input, (B, L, M), in the storage type.
-    pub x: Option<ViewMut<'a, I, 3>>,
+    pub x: Option<ViewMut<'a, I, 3, M>>,
     /// (2D, M).
-    pub in_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    pub in_proj: Option<ViewMut<'a, I::Accum, 2, M>>,
     /// (2D). Only with the bias.
-    pub in_proj_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    pub in_proj_bias: Option<ViewMut<'a, I::Accum, 1, M>>,
     /// (D, W).
-    pub conv_weight: Option<ViewMut<'a, I::Accum, 2>>,
+    pub conv_weight: Option<ViewMut<'a, I::Accum, 2, M>>,
     /// (D). Only with the bias.
-    pub conv_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    pub conv_bias: Option<ViewMut<'a, I::Accum, 1, M>>,
     /// (R + 2N, D).
-    pub x_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    pub x_proj: Option<ViewMut<'a, I::Accum, 2, M>>,
     /// (D, R).
-    pub dt_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    pub dt_proj: Option<ViewMut<'a, I::Accum, 2, M>>,
     /// (D).
-    pub dt_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    pub dt_bias: Option<ViewMut<'a, I::Accum, 1, M>>,
     /// (D, N).
-    pub A_log: Option<ViewMut<'a, I::Accum, 2>>,
+    pub A_log: Option<ViewMut<'a, I::Accum, 2, M>>,
     /// (D).
-    pub D: Option<ViewMut<'a, I::Accum, 1>>,
+    pub D: Option<ViewMut<'a, I::Accum, 1, M>>,
     /// (M, D).
-    pub out_proj: Option<ViewMut<'a, I::Accum, 2>>,
+    pub out_proj: Option<ViewMut<'a, I::Accum, 2, M>>,
     /// (M). Only with the bias.
-    pub out_proj_bias: Option<ViewMut<'a, I::Accum, 1>>,
+    pub out_proj_bias: Option<ViewMut<'a, I::Accum, 1, M>>,
     /// As the initial window, in the storage type. Only with one.
-    pub initial_window: Option<ViewMut<'a, I, 3>>,
+    pub initial_window: Option<ViewMut<'a, I, 3, M>>,
     /// As the initial state. Only with one.
-    pub initial_state: Option<ViewMut<'a, I::Accum, 3>>,
+    pub initial_state: Option<ViewMut<'a, I::Accum, 3, M>>,
 }
 
-impl<I: Input> Default for MambaGrads<'_, I> {
+impl<I: Input, M: Memory> Default for MambaGrads<'_, I, M> {
     fn default() -> Self {
         MambaGrads {
             x: None,
@@ -122,94 +124,76 @@ impl<I: Input> Default for MambaGrads<'_, I> {
 
 /// What a block reads. With `CuSeqlens` windows and states have one entry a sequence, (k, …), else one a row of the batch.
 #[derive(Debug, Clone, Copy)]
-pub struct MambaInputs<'a, I: Input> {
+pub struct MambaInputs<'a, I: Input, M: Memory = Host> {
     /// Parameters.
-    pub params: MambaParams<'a, I>,
+    pub params: MambaParams<'a, I, M>,
     /// (B, L, M).
-    pub x: View<'a, I, 3>,
+    pub x: View<'a, I, 3, M>,
     /// The W − 1 inputs of the convolution before the start, (B, W − 1, D), oldest first.
-    pub initial_window: Option<View<'a, I, 3>>,
+    pub initial_window: Option<View<'a, I, 3, M>>,
     /// (B, D, N).
-    pub initial_state: Option<View<'a, I::Accum, 3>>,
+    pub initial_state: Option<View<'a, I::Accum, 3, M>>,
     /// Which positions belong together, for convolution and scan alike. Padding has the out of y = 0: out_proj's bias, or 0.
-    pub sequences: Sequences<'a>,
+    pub sequences: Sequences<'a, M>,
     /// Options of the scan; [`MAMBA_OPTIONS`] are the published ones.
     pub options: SelectiveOptions,
 }
 
-impl<'a, I: Input> MambaInputs<'a, I> {
+impl<'a, I: Input, M: Memory> MambaInputs<'a, I, M> {
     /// Rows from the start: no window, no state, published options.
-    pub fn new(params: MambaParams<'a, I>, x: View<'a, I, 3>) -> Self {
+    pub fn new(params: MambaParams<'a, I, M>, x: View<'a, I, 3, M>) -> Self {
         MambaInputs { params, x, initial_window: None, initial_state: None, sequences: Sequences::Rows, options: MAMBA_OPTIONS }
     }
 }
 
 /// Operands of the forward block.
 #[derive(Debug)]
-pub struct MambaFwd<'a, I: Input> {
+pub struct MambaFwd<'a, I: Input, M: Memory = Host> {
     /// What is read.
-    pub inputs: MambaInputs<'a, I>,
+    pub inputs: MambaInputs<'a, I, M>,
     /// (B, L, M); written.
-    pub out: ViewMut<'a, I, 3>,
+    pub out: ViewMut<'a, I, 3, M>,
     /// (B, W − 1, D); written.
-    pub final_window: Option<ViewMut<'a, I, 3>>,
+    pub final_window: Option<ViewMut<'a, I, 3, M>>,
     /// (B, D, N); written.
-    pub last_state: Option<ViewMut<'a, I::Accum, 3>>,
+    pub last_state: Option<ViewMut<'a, I::Accum, 3, M>>,
 }
 
 /// Operands of the backward block.
 #[derive(Debug)]
-pub struct MambaBwd<'a, I: Input> {
+pub struct MambaBwd<'a, I: Input, M: Memory = Host> {
     /// What the forward call read.
-    pub inputs: MambaInputs<'a, I>,
+    pub inputs: MambaInputs<'a, I, M>,
     /// What that call kept.
-    pub saved: &'a MambaSaved<I>,
+    pub saved: &'a MambaSaved<'a, I, M>,
     /// ∂ℓ/∂out, (B, L, M).
-    pub grad_out: View<'a, I, 3>,
+    pub grad_out: View<'a, I, 3, M>,
     /// ∂ℓ/∂(final window), in its shape.
-    pub grad_final_window: Option<View<'a, I, 3>>,
+    pub grad_final_window: Option<View<'a, I, 3, M>>,
     /// ∂ℓ/∂(last state), in its shape.
-    pub grad_last_state: Option<View<'a, I::Accum, 3>>,
+    pub grad_last_state: Option<View<'a, I::Accum, 3, M>>,
     /// Where gradients go.
-    pub grads: MambaGrads<'a, I>,
+    pub grads: MambaGrads<'a, I, M>,
 }
 
 /// Operands of one decode step: window and state are updated in place. `S` is how states are stored.
 #[derive(Debug)]
-pub struct MambaStep<'a, I: Input, S: Element<Arith = I::Accum>> {
+pub struct MambaStep<'a, I: Input, S: Element<Arith = I::Accum>, M: Memory = Host> {
     /// Parameters.
-    pub params: MambaParams<'a, I>,
+    pub params: MambaParams<'a, I, M>,
     /// (B, M).
-    pub x: View<'a, I, 2>,
+    pub x: View<'a, I, 2, M>,
     /// (slots, W − 1, D), oldest first; updated in place. Without `slots`, slot b is row b and there are B of them.
-    pub window: ViewMut<'a, I, 3>,
+    pub window: ViewMut<'a, I, 3, M>,
     /// (slots, D, N); updated in place.
-    pub state: ViewMut<'a, S, 3>,
+    pub state: ViewMut<'a, S, 3, M>,
     /// The slot of each row, (B); each slot at most once. A negative one skips its row: window and state are not touched, and its
     /// out is that of y = 0.
-    pub slots: Option<View<'a, i32, 1>>,
+    pub slots: Option<View<'a, i32, 1, M>>,
     /// (B, M); written.
-    pub out: ViewMut<'a, I, 2>,
+    pub out: ViewMut<'a, I, 2, M>,
     /// Options of the scan.
     pub options: SelectiveOptions,
-}
-
-/// What a forward call keeps for backward: [x | z], x after the convolution, [δ | B | C] and y. One may serve many calls; it
-/// allocates where a call is larger than all before it.
-#[derive(Debug, Default)]
-pub struct MambaSaved<I> {
-    xz: Vec<I>,
-    x: Vec<I>,
-    x_dbl: Vec<I>,
-    y: Vec<I>,
-    kept: Option<MambaProblem>,
-}
-
-impl<I: Input> MambaSaved<I> {
-    /// Holds nothing yet.
-    pub fn new() -> Self {
-        MambaSaved { xz: Vec::new(), x: Vec::new(), x_dbl: Vec::new(), y: Vec::new(), kept: None }
-    }
 }
 
 /// The sizes and options that a workspace depends on.
@@ -236,7 +220,7 @@ pub struct MambaProblem {
 }
 
 impl MambaProblem {
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.batch * self.seqlen
     }
 
@@ -277,18 +261,12 @@ impl MambaProblem {
     }
 }
 
-/// The block on one engine. Each call takes its scratch memory from a workspace and allocates nothing itself.
+/// The block on one engine, in that engine's memory. Each call takes its scratch memory from a workspace and allocates nothing itself.
 #[derive(Debug)]
 pub struct MambaBlock<'e, E> {
     /// The engine.
     pub engine: &'e E,
-    /// Who runs the sums that no engine does.
-    pub par: Par,
 }
 
-/// A = −exp(A_log).
-pub fn decay<W: Weight>(a_log: &[W], a: &mut [W]) {
-    for (a, &log) in a.iter_mut().zip(a_log) {
-        *a = -log.exp();
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -5,3 +5,4 @@ use crate::layers::host_layer;
 
 host_layer!(norm, Cpu, |engine| engine.par);
 host_layer!(linear, Cpu, |engine| engine.par);
+host_layer!(elementwise, Cpu, |engine| engine.par);

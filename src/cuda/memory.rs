@@ -108,6 +108,6 @@ impl DeviceBuffer<u8> {
     /// All of it as a workspace.
     pub fn workspace(&mut self) -> Workspace<'_, Device> {
         let len = self.len;
-        Workspace::over(self.view_mut([len]))
+        Workspace::over(self.view_mut([len])).expect("the whole of a buffer")
     }
 }

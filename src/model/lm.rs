@@ -12,7 +12,7 @@
 use super::config::{ModelConfig, Sizes};
 use super::parameters::{Layer, Parameters};
 use crate::block::HostEngine;
-use crate::block::mamba::{MAMBA_OPTIONS, MambaBlock, MambaFwd, MambaInputs, MambaParams, MambaProblem, MambaSaved};
+use crate::block::mamba::{MAMBA_OPTIONS, MambaBlock, MambaFwd, MambaInputs, MambaMemory, MambaParams, MambaProblem};
 use crate::buffer::{Buffer, Workspace};
 use crate::element::Real;
 use crate::error::Error;
@@ -73,7 +73,7 @@ impl<T: Real> ModelState<T> {
 struct Kept<T> {
     residual: Vec<T>,
     normed: Vec<T>,
-    block: MambaSaved<T>,
+    block: MambaMemory<T>,
 }
 
 /// Memory that calls reuse: activations, logits and scratch. It grows where a call is larger than all before it.
@@ -156,7 +156,7 @@ fn block_params<'a, T: Real>(layer: &'a Layer<T>, sizes: &Sizes, decay: Option<&
 }
 
 impl<E: HostEngine> MambaLm<E> {
-    /// A model of a configuration on an engine; `par` runs the elementwise parts.
+    /// A model of a configuration on an engine; `par` runs what no engine does: embedding, loss and their gradients.
     ///
     /// # Errors
     /// [`Error::Value`] naming the key of the configuration that makes no model.
@@ -179,7 +179,7 @@ impl<E: HostEngine> MambaLm<E> {
     }
 
     fn block(&self) -> MambaBlock<'_, E> {
-        MambaBlock { engine: &self.engine, par: self.par }
+        MambaBlock { engine: &self.engine }
     }
 
     fn problem(&self, batch: usize, seqlen: usize, states: usize) -> MambaProblem {
@@ -338,7 +338,7 @@ impl<E: HostEngine> MambaLm<E> {
         };
         let args = MambaFwd { inputs, out: ViewMut::new(out, x_dims), final_window, last_state };
         match call.keep {
-            true => self.block().forward_saving(args, &mut own.block, ws),
+            true => self.block().forward_saving(args, &mut own.block.saved(p), ws),
             false => self.block().forward(args, ws),
         }
     }

@@ -7,3 +7,4 @@ use crate::par::Par;
 host_layer!(conv1d, Naive, |_| Par::Seq);
 host_layer!(norm, Naive, |_| Par::Seq);
 host_layer!(linear, Naive, |_| Par::Seq);
+host_layer!(elementwise, Naive, |_| Par::Seq);

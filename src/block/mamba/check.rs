@@ -2,20 +2,12 @@
 
 use super::{MambaBwd, MambaFwd, MambaInputs, MambaParams, MambaProblem, MambaStep};
 use crate::element::{Element, Input};
-use crate::error::Error;
+use crate::error::{Error, given, only_with};
 use crate::selective::SelectiveOptions;
 use crate::sequences::check_slots;
+use crate::view::Memory;
 
-fn given<T>(operand: Option<&T>, check: impl FnOnce(&T) -> Result<(), Error>) -> Result<(), Error> {
-    operand.map_or(Ok(()), check)
-}
-
-/// A gradient needs the operand it is the gradient of.
-fn only_with(operand: &'static str, grad: bool, has: bool) -> Result<(), Error> {
-    if has || !grad { Ok(()) } else { Err(Error::Value { operand, why: "its tensor is absent, so it has no gradient".into() }) }
-}
-
-impl<I: Input> MambaParams<'_, I> {
+impl<I: Input, M: Memory> MambaParams<'_, I, M> {
     /// Checks every parameter; the sizes, with B = L = 0.
     fn check(&self, options: SelectiveOptions) -> Result<MambaProblem, Error> {
         let [hidden, inner] = self.out_proj.dims();
@@ -40,7 +32,7 @@ impl<I: Input> MambaParams<'_, I> {
     }
 }
 
-impl<I: Input> MambaInputs<'_, I> {
+impl<I: Input, M: Memory> MambaInputs<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<MambaProblem, Error> {
         let sizes = self.params.check(self.options)?;
@@ -53,7 +45,7 @@ impl<I: Input> MambaInputs<'_, I> {
     }
 }
 
-impl<I: Input> MambaFwd<'_, I> {
+impl<I: Input, M: Memory> MambaFwd<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<MambaProblem, Error> {
         let p = self.inputs.check()?;
@@ -64,16 +56,17 @@ impl<I: Input> MambaFwd<'_, I> {
     }
 }
 
-impl<I: Input> MambaBwd<'_, I> {
+impl<I: Input, M: Memory> MambaBwd<'_, I, M> {
     /// Checks every operand; the sizes.
     pub fn check(&self) -> Result<MambaProblem, Error> {
         let p = self.inputs.check()?;
-        if self.saved.kept != Some(p) {
+        if *self.saved.kept != Some(p) {
             return Err(Error::Value {
                 operand: "saved",
                 why: format!("it was kept by {:?}, not by this call's forward, {p:?}", self.saved.kept),
             });
         }
+        self.saved.check(&p)?;
         self.grad_out.check("grad_out", self.inputs.x.dims())?;
         let (window, state) = ([p.states, p.width - 1, p.inner], [p.states, p.inner, p.dstate]);
         given(self.grad_final_window.as_ref(), |v| v.check("grad_final_window", window))?;
@@ -102,7 +95,7 @@ impl<I: Input> MambaBwd<'_, I> {
     }
 }
 
-impl<I: Input, S: Element<Arith = I::Accum>> MambaStep<'_, I, S> {
+impl<I: Input, S: Element<Arith = I::Accum>, M: Memory> MambaStep<'_, I, S, M> {
     /// Checks every operand; the sizes, with L = 1 and the number of slots as `states`.
     pub fn check(&self) -> Result<MambaProblem, Error> {
         let p = self.params.check(self.options)?;

@@ -1,155 +1,103 @@
 //! The forward block, with and without keeping what backward needs.
 
 use super::{MambaBlock, MambaFwd, MambaParams, MambaProblem, MambaSaved};
-use crate::block::HostEngine;
+use crate::block::{Engine, MemoryOf};
 use crate::buffer::Workspace;
-use crate::element::{Input, Weight as _};
+use crate::element::Input;
 use crate::error::Error;
 use crate::layers::conv1d::{ConvFwd, ConvInputs};
 use crate::layers::linear::LinearFwd;
 use crate::selective::{Coefficient, SelectiveFwd, SelectiveInputs};
-use crate::view::{View, ViewMut};
+use crate::sequences::Sequences;
+use crate::view::{Memory, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
-/// The activations of one call, in saved or in scratch memory.
-pub(super) struct Activations<'a, I> {
-    pub xz: &'a mut [I],
-    pub x: &'a mut [I],
-    pub x_dbl: &'a mut [I],
-    pub y: &'a mut [I],
+/// Dimensions and strides of (B·L, columns) rows as (B, L, columns).
+pub(super) fn unmerged(p: &MambaProblem, [_, columns]: [usize; 2], [row, column]: [isize; 2]) -> ([usize; 3], [isize; 3]) {
+    let seqlen = isize::try_from(p.seqlen).unwrap_or(isize::MAX);
+    ([p.batch, p.seqlen, columns], [row.saturating_mul(seqlen), row, column])
 }
 
-/// What both directions read of them.
+/// Rows (B·L, columns) as (B, L, columns).
+pub(super) fn deep<'a, I: Input, M: Memory>(rows: View<'a, I, 2, M>, p: &MambaProblem) -> View<'a, I, 3, M> {
+    let (dims, strides) = unmerged(p, rows.dims(), rows.strides());
+    rows.reshape(dims, strides)
+}
+
+/// As [`deep`], of what is written.
+pub(super) fn deep_mut<'a, I: Input, M: Memory>(rows: ViewMut<'a, I, 2, M>, p: &MambaProblem) -> ViewMut<'a, I, 3, M> {
+    let (dims, strides) = unmerged(p, rows.dims(), rows.strides());
+    rows.reshape(dims, strides)
+}
+
+/// What both directions read of the activations.
 #[derive(Clone, Copy)]
-pub(super) struct Parts<'a, I> {
-    pub xz: &'a [I],
-    pub x: &'a [I],
-    pub x_dbl: &'a [I],
+pub(super) struct Parts<'a, I: Input, M: Memory> {
+    /// (B·L, 2D).
+    pub xz: View<'a, I, 2, M>,
+    /// (B·L, D).
+    pub x: View<'a, I, 2, M>,
+    /// (B·L, R + 2N).
+    pub x_dbl: View<'a, I, 2, M>,
     pub p: MambaProblem,
 }
 
-impl<'a, I: Input> Parts<'a, I> {
-    fn sequence(&self, of: &'a [I], from: usize, width: usize, columns: usize) -> View<'a, I, 3> {
-        let (seqlen, columns) = (self.p.seqlen as isize, columns as isize);
-        View::strided(of, from, [self.p.batch, self.p.seqlen, width], [seqlen * columns, columns, 1])
+impl<'a, I: Input, M: Memory> Parts<'a, I, M> {
+    pub fn of(saved: &'a MambaSaved<'_, I, M>, p: &MambaProblem) -> Self {
+        Parts { xz: saved.xz.as_view(), x: saved.x.as_view(), x_dbl: saved.x_dbl.as_view(), p: *p }
     }
 
     /// x before the convolution, (B, L, D).
-    pub fn before_conv(&self) -> View<'a, I, 3> {
-        self.sequence(self.xz, 0, self.p.inner, 2 * self.p.inner)
+    pub fn before_conv(&self) -> View<'a, I, 3, M> {
+        deep(self.xz.slice(1, 0..self.p.inner), &self.p)
     }
 
-    /// z, (B, L, D).
-    pub fn z(&self) -> View<'a, I, 3> {
-        self.sequence(self.xz, self.p.inner, self.p.inner, 2 * self.p.inner)
+    /// z, (B·L, D).
+    pub fn z(&self) -> View<'a, I, 2, M> {
+        self.xz.slice(1, self.p.inner..2 * self.p.inner)
     }
 
     /// δ, (B·L, R).
-    pub fn low_rank(&self) -> View<'a, I, 2> {
-        View::strided(self.x_dbl, 0, [self.p.rows(), self.p.rank], [self.p.dbl() as isize, 1])
+    pub fn low_rank(&self) -> View<'a, I, 2, M> {
+        self.x_dbl.slice(1, 0..self.p.rank)
     }
 
-    /// B and C, (B, L, 1, N) each.
-    pub fn coefficients(&self) -> [View<'a, I, 4>; 2] {
-        let (w, l) = (self.p.dbl() as isize, self.p.seqlen as isize);
-        [self.p.rank, self.p.rank + self.p.dstate]
-            .map(|from| View::strided(self.x_dbl, from, [self.p.batch, self.p.seqlen, 1, self.p.dstate], [l * w, w, w, 1]))
+    /// B and C, (B·L, N) each.
+    pub fn coefficients(&self) -> [View<'a, I, 2, M>; 2] {
+        [self.p.rank, self.p.rank + self.p.dstate].map(|from| self.x_dbl.slice(1, from..from + self.p.dstate))
     }
 
-    /// What the scan reads, given Δ and A.
-    pub fn scan_inputs(&self, params: &MambaParams<'a, I>, delta: &'a [I], A: View<'a, I::Accum, 2>) -> SelectiveInputs<'a, I, I::Accum> {
-        let dims = [self.p.batch, self.p.seqlen, self.p.inner];
-        let [b, c] = self.coefficients();
+    /// What the scan reads, given Δ, (B·L, D), and A.
+    pub fn scan_inputs(
+        &self,
+        params: &MambaParams<'a, I, M>,
+        delta: View<'a, I, 2, M>,
+        A: View<'a, I::Accum, 2, M>,
+    ) -> SelectiveInputs<'a, I, I::Accum, M> {
+        let [b, c] = self.coefficients().map(|v| {
+            let ([batch, seqlen, dstate], [row, step, column]) = unmerged(&self.p, v.dims(), v.strides());
+            Coefficient::Varying(v.reshape([batch, seqlen, 1, dstate], [row, step, step, column]))
+        });
         SelectiveInputs {
-            u: View::new(self.x, dims),
-            delta: View::new(delta, dims),
+            u: deep(self.x, &self.p),
+            delta: deep(delta, &self.p),
             A,
-            B: Coefficient::Varying(b),
-            C: Coefficient::Varying(c),
+            B: b,
+            C: c,
             D: Some(params.D),
-            z: Some(self.z()),
+            z: Some(deep(self.z(), &self.p)),
             delta_bias: Some(params.dt_bias),
             initial_state: None,
-            sequences: crate::sequences::Sequences::Rows,
+            sequences: Sequences::Rows,
             options: self.p.options,
         }
     }
 }
 
-impl<I: Input> MambaSaved<I> {
-    /// Room for a problem of these sizes.
-    fn resize(&mut self, p: &MambaProblem) -> Activations<'_, I> {
-        let rows = p.rows();
-        self.kept = Some(*p);
-        Activations {
-            xz: grown(&mut self.xz, rows * 2 * p.inner),
-            x: grown(&mut self.x, rows * p.inner),
-            x_dbl: grown(&mut self.x_dbl, rows * p.dbl()),
-            y: grown(&mut self.y, rows * p.inner),
-        }
-    }
-}
-
-/// The first `count` elements; the vector grows where it is shorter.
-fn grown<I: Input>(vec: &mut Vec<I>, count: usize) -> &mut [I] {
-    if vec.len() < count {
-        *vec = bytemuck::zeroed_vec(count);
-    }
-    &mut vec[..count]
-}
-
-/// A from the caller or made in scratch memory.
-pub(super) fn decay<'a, I: Input>(params: &MambaParams<'a, I>, ws: &mut Workspace<'a>) -> Result<View<'a, I::Accum, 2>, Error> {
-    if let Some(a) = params.A {
-        return Ok(a);
-    }
-    let dims @ [inner, dstate] = params.A_log.dims();
-    let made = ws.slice::<I::Accum>(inner * dstate)?;
-    for (i, a) in made.iter_mut().enumerate() {
-        *a = -params.A_log.get([i / dstate, i % dstate]).exp();
-    }
-    Ok(View::new(made, dims))
-}
-
-/// (B, L, M) as (B·L, M); copied where strides do not merge.
-pub(super) fn as_rows<'a, I: Input>(x: View<'a, I, 3>, ws: &mut Workspace<'a>) -> Result<View<'a, I, 2>, Error> {
-    if let Some(rows) = x.rows() {
-        return Ok(rows);
-    }
-    let [batch, seqlen, dim] = x.dims();
-    let copy = ws.slice::<I>(batch * seqlen * dim)?;
-    for (i, to) in copy.iter_mut().enumerate() {
-        *to = x.get([i / (seqlen * dim), i / dim % seqlen, i % dim]);
-    }
-    Ok(View::new(copy, [batch * seqlen, dim]))
-}
-
-/// Runs `write` on `out` as (B·L, M); through a copy where strides do not merge.
-pub(super) fn write_rows<'a, I: Input>(
-    mut out: ViewMut<'_, I, 3>,
-    ws: &mut Workspace<'a>,
-    write: impl FnOnce(ViewMut<'_, I, 2>, &mut Workspace<'a>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    if let Some(rows) = out.rows_mut() {
-        return write(rows, ws);
-    }
-    let [batch, seqlen, dim] = out.dims();
-    let copy = ws.slice::<I>(batch * seqlen * dim)?;
-    write(ViewMut::new(copy, [batch * seqlen, dim]), ws)?;
-    for (i, &from) in copy.iter().enumerate() {
-        out.set([i / (seqlen * dim), i / dim % seqlen, i % dim], from);
-    }
-    Ok(())
-}
-
-impl<E: HostEngine> MambaBlock<'_, E> {
+impl<E: Engine> MambaBlock<'_, E> {
     /// Bytes of workspace that `forward` takes.
     pub fn forward_workspace<I: Input>(&self, p: &MambaProblem) -> usize {
-        let rows = p.rows();
-        self.saving_workspace::<I>(p)
-            .saturating_add(bytes_of::<I>(rows * 2 * p.inner))
-            .saturating_add(bytes_of::<I>(rows * p.dbl()))
-            .saturating_add(2 * bytes_of::<I>(rows * p.inner))
+        self.saving_workspace::<I>(p).saturating_add(p.saved_bytes::<I>())
     }
 
     /// Bytes of workspace that `forward_saving` takes.
@@ -166,63 +114,64 @@ impl<E: HostEngine> MambaBlock<'_, E> {
     ///
     /// # Errors
     /// What a check of the operands finds, before anything is written.
-    pub fn forward<I: Input>(&self, args: MambaFwd<'_, I>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    pub fn forward<I: Input>(&self, args: MambaFwd<'_, I, MemoryOf<E>>, ws: &mut Workspace<'_, MemoryOf<E>>) -> Result<(), Error> {
         let p = args.check()?;
-        let mut ws = ws.reborrow();
-        let rows = p.rows();
-        let activations = Activations {
-            xz: ws.slice(rows * 2 * p.inner)?,
-            x: ws.slice(rows * p.inner)?,
-            x_dbl: ws.slice(rows * p.dbl())?,
-            y: ws.slice(rows * p.inner)?,
-        };
-        self.forward_with(args, &p, activations, &mut ws)
+        let (mut ws, mut kept) = (ws.reborrow(), None);
+        let mut activations = MambaSaved::carve(&p, &mut ws, &mut kept)?;
+        self.forward_with(args, &p, &mut activations, &mut ws)
     }
 
     /// The forward block that keeps in `saved` what backward needs.
     ///
     /// # Errors
     /// What a check of the operands finds, before anything is written.
-    pub fn forward_saving<I: Input>(&self, args: MambaFwd<'_, I>, saved: &mut MambaSaved<I>, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    pub fn forward_saving<I: Input>(
+        &self,
+        args: MambaFwd<'_, I, MemoryOf<E>>,
+        saved: &mut MambaSaved<'_, I, MemoryOf<E>>,
+        ws: &mut Workspace<'_, MemoryOf<E>>,
+    ) -> Result<(), Error> {
         let p = args.check()?;
-        self.forward_with(args, &p, saved.resize(&p), &mut ws.reborrow())
+        saved.check(&p)?;
+        *saved.kept = None;
+        self.forward_with(args, &p, saved, &mut ws.reborrow())?;
+        *saved.kept = Some(p);
+        Ok(())
     }
 
     fn forward_with<I: Input>(
         &self,
-        args: MambaFwd<'_, I>,
+        args: MambaFwd<'_, I, MemoryOf<E>>,
         p: &MambaProblem,
-        activations: Activations<'_, I>,
-        ws: &mut Workspace<'_>,
+        activations: &mut MambaSaved<'_, I, MemoryOf<E>>,
+        ws: &mut Workspace<'_, MemoryOf<E>>,
     ) -> Result<(), Error> {
         let MambaFwd { inputs, out, final_window, last_state } = args;
         let params = &inputs.params;
-        let Activations { xz, x, x_dbl, y } = activations;
         let mut ws = ws.reborrow();
-        let (rows, dims) = (p.rows(), [p.batch, p.seqlen, p.inner]);
-        let input = as_rows(inputs.x, &mut ws)?;
-        let first = LinearFwd { x: input, weight: params.in_proj, bias: params.in_proj_bias, out: ViewMut::new(xz, [rows, 2 * p.inner]) };
+        let x = self.as_rows(inputs.x, &mut ws)?;
+        let first = LinearFwd { x, weight: params.in_proj, bias: params.in_proj_bias, out: activations.xz.reborrow() };
         self.engine.linear_fwd(first, &mut ws.reborrow())?;
+        let MambaSaved { xz, x, x_dbl, y, .. } = activations;
         let conv = ConvInputs {
-            x: Parts { xz, x: &[], x_dbl: &[], p: *p }.before_conv(),
+            x: deep(xz.as_view().slice(1, 0..p.inner), p),
             weight: params.conv_weight,
             bias: params.conv_bias,
             initial_window: inputs.initial_window,
             sequences: inputs.sequences,
             silu: true,
         };
-        self.engine.causal_conv1d_fwd(ConvFwd { inputs: conv, out: ViewMut::new(x, dims), final_window }, &mut ws.reborrow())?;
-        let product =
-            LinearFwd { x: View::new(x, [rows, p.inner]), weight: params.x_proj, bias: None, out: ViewMut::new(x_dbl, [rows, p.dbl()]) };
-        self.engine.linear_fwd(product, &mut ws.reborrow())?;
-        let parts = Parts { xz, x, x_dbl, p: *p };
+        self.engine.causal_conv1d_fwd(ConvFwd { inputs: conv, out: deep_mut(x.reborrow(), p), final_window }, &mut ws.reborrow())?;
+        let low = LinearFwd { x: x.as_view(), weight: params.x_proj, bias: None, out: x_dbl.reborrow() };
+        self.engine.linear_fwd(low, &mut ws.reborrow())?;
+        let parts = Parts { xz: xz.as_view(), x: x.as_view(), x_dbl: x_dbl.as_view(), p: *p };
         let delta = self.delta(params, &parts, &mut ws)?;
-        let A = decay(params, &mut ws)?;
+        let A = self.decay(params, &mut ws)?;
         let scan =
             SelectiveInputs { initial_state: inputs.initial_state, sequences: inputs.sequences, ..parts.scan_inputs(params, delta, A) };
-        self.engine.selective_scan_fwd(SelectiveFwd { inputs: scan, out: ViewMut::new(y, dims), last_state }, &mut ws.reborrow())?;
-        let y = View::new(y, [rows, p.inner]);
-        write_rows(out, &mut ws, |out, ws| {
+        self.engine.selective_scan_fwd(SelectiveFwd { inputs: scan, out: deep_mut(y.reborrow(), p), last_state }, &mut ws.reborrow())?;
+        let y = y.as_view();
+        self.write_rows(out, &mut ws, |out, ws| {
             self.engine.linear_fwd(LinearFwd { x: y, weight: params.out_proj, bias: params.out_proj_bias, out }, &mut ws.reborrow())
         })
     }
@@ -230,14 +179,56 @@ impl<E: HostEngine> MambaBlock<'_, E> {
     /// Δ before its bias and softplus, (B·L, D), in scratch memory.
     pub(super) fn delta<'a, I: Input>(
         &self,
-        params: &MambaParams<'_, I>,
-        parts: &Parts<'_, I>,
-        ws: &mut Workspace<'a>,
-    ) -> Result<&'a [I], Error> {
-        let (rows, inner) = (parts.p.rows(), parts.p.inner);
-        let delta = ws.slice::<I>(rows * inner)?;
-        let product = LinearFwd { x: parts.low_rank(), weight: params.dt_proj, bias: None, out: ViewMut::new(delta, [rows, inner]) };
+        params: &MambaParams<'_, I, MemoryOf<E>>,
+        parts: &Parts<'_, I, MemoryOf<E>>,
+        ws: &mut Workspace<'a, MemoryOf<E>>,
+    ) -> Result<View<'a, I, 2, MemoryOf<E>>, Error> {
+        let mut delta = ws.tensor::<I, 2>([parts.p.rows(), parts.p.inner])?;
+        let product = LinearFwd { x: parts.low_rank(), weight: params.dt_proj, bias: None, out: delta.reborrow() };
         self.engine.linear_fwd(product, &mut ws.reborrow())?;
-        Ok(delta)
+        Ok(delta.into_view())
+    }
+
+    /// A from the caller or made in scratch memory.
+    pub(super) fn decay<'a, I: Input>(
+        &self,
+        params: &MambaParams<'a, I, MemoryOf<E>>,
+        ws: &mut Workspace<'a, MemoryOf<E>>,
+    ) -> Result<View<'a, I::Accum, 2, MemoryOf<E>>, Error> {
+        if let Some(a) = params.A {
+            return Ok(a);
+        }
+        let mut made = ws.tensor::<I::Accum, 2>(params.A_log.dims())?;
+        self.engine.decay(params.A_log, made.reborrow())?;
+        Ok(made.into_view())
+    }
+
+    /// (B, L, M) as (B·L, M); copied where strides do not merge.
+    pub(super) fn as_rows<'a, I: Input>(
+        &self,
+        x: View<'a, I, 3, MemoryOf<E>>,
+        ws: &mut Workspace<'a, MemoryOf<E>>,
+    ) -> Result<View<'a, I, 2, MemoryOf<E>>, Error> {
+        if let Some(rows) = x.rows() {
+            return Ok(rows);
+        }
+        let mut copy = ws.tensor::<I, 3>(x.dims())?;
+        self.engine.copy(x, copy.reborrow())?;
+        Ok(copy.into_view().rows().expect("a contiguous tensor has rows"))
+    }
+
+    /// Runs `write` on `out` as (B·L, M); through a copy where strides do not merge.
+    pub(super) fn write_rows<'a, I: Input>(
+        &self,
+        mut out: ViewMut<'_, I, 3, MemoryOf<E>>,
+        ws: &mut Workspace<'a, MemoryOf<E>>,
+        write: impl FnOnce(ViewMut<'_, I, 2, MemoryOf<E>>, &mut Workspace<'a, MemoryOf<E>>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if let Some(rows) = out.rows_mut() {
+            return write(rows, ws);
+        }
+        let mut copy = ws.tensor::<I, 3>(out.dims())?;
+        write(copy.rows_mut().expect("a contiguous tensor has rows"), ws)?;
+        self.engine.copy(copy.as_view(), out)
     }
 }

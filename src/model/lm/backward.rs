@@ -95,11 +95,11 @@ impl<E: HostEngine> MambaLm<E> {
         self.norm_backward([rows, hidden], &parameters.norm_f, stream, from, None, to, &mut gradients.norm_f, &mut ws)?;
         for (i, layer) in parameters.layers.iter().enumerate().rev() {
             core::mem::swap(&mut from, &mut to);
-            let (own, grads) = (&memory.layers[i], &mut gradients.layers[i]);
+            let (own, grads) = (&mut memory.layers[i], &mut gradients.layers[i]);
             let inputs = MambaInputs::new(block_params(layer, &self.sizes, None), View::new(&own.normed, x_dims));
             let args = MambaBwd {
                 inputs,
-                saved: &own.block,
+                saved: &own.block.saved(p),
                 grad_out: View::new(&*from, x_dims),
                 grad_final_window: None,
                 grad_last_state: None,

@@ -40,15 +40,16 @@ struct Prepared<T> {
 }
 
 impl<T: Real> Prepared<T> {
-    fn new(layer: &Layer<T>, sizes: &Sizes) -> Self {
+    fn new<E: HostEngine>(engine: &E, layer: &Layer<T>, sizes: &Sizes) -> Result<Self, Error> {
         let mut decay = vec![T::ZERO; layer.a_log.len()];
-        crate::block::mamba::decay(&layer.a_log, &mut decay);
-        Prepared {
+        let dims = [sizes.inner, sizes.state];
+        engine.decay(View::new(&layer.a_log, dims), ViewMut::new(&mut decay, dims))?;
+        Ok(Prepared {
             decay,
             in_proj: Transposed::new(&layer.in_proj, sizes.hidden),
             x_proj: Transposed::new(&layer.x_proj, sizes.inner),
             out_proj: Transposed::new(&layer.out_proj, sizes.inner),
-        }
+        })
     }
 
     /// The layer's parameters, of the same values as they were given.
@@ -87,10 +88,11 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
         }
         let tokens = prompts.concat();
         model.check(parameters, &tokens, 1)?;
+        let prepared = parameters.layers.iter().map(|layer| Prepared::new(&model.engine, layer, &model.sizes));
         let mut decoder = Decoder {
             model,
             parameters,
-            prepared: parameters.layers.iter().map(|layer| Prepared::new(layer, &model.sizes)).collect(),
+            prepared: prepared.collect::<Result<_, _>>()?,
             head: Transposed::new(head_weight(parameters), model.sizes.hidden),
             state: ModelState::zeros(&model.sizes, prompts.len()),
             memory: LmMemory::default(),

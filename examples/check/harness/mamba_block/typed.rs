@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use selective_scan::Error;
 use selective_scan::block::HostEngine;
 use selective_scan::block::mamba::{
-    MAMBA_OPTIONS, MambaBlock, MambaBwd, MambaFwd, MambaGrads, MambaInputs, MambaParams, MambaSaved, MambaStep,
+    MAMBA_OPTIONS, MambaBlock, MambaBwd, MambaFwd, MambaGrads, MambaInputs, MambaMemory, MambaParams, MambaSaved, MambaStep,
 };
 use selective_scan::buffer::Buffer;
 use selective_scan::element::{Element, Input, Real};
-use selective_scan::par::Par;
 use selective_scan::view::View;
 
 use super::super::array::Array;
@@ -188,7 +187,7 @@ impl<'a, I: Input> Operands<'a, I> {
         }
     }
 
-    fn forward_into<E: HostEngine>(&self, engine: &E, saved: Option<&mut MambaSaved<I>>) -> Result<Vec<Named>, Error> {
+    fn forward_into<E: HostEngine>(&self, engine: &E, saved: Option<&mut MambaSaved<'_, I>>) -> Result<Vec<Named>, Error> {
         let problem = self.inputs().check()?;
         let mut out = Tensor::<I, 3>::marked(self.x.view().dims(), self.layout);
         let mut final_window = Tensor::<I, 3>::marked([problem.states, problem.width - 1, problem.inner], self.layout);
@@ -199,7 +198,7 @@ impl<'a, I: Input> Operands<'a, I> {
             final_window: Some(final_window.view_mut()),
             last_state: Some(last_state.view_mut()),
         };
-        let block = MambaBlock { engine, par: Par::default() };
+        let block = MambaBlock { engine };
         let mut buffer = Buffer::new();
         match saved {
             Some(saved) => block.forward_saving(args, saved, &mut buffer.workspace(block.saving_workspace::<I>(&problem)))?,
@@ -216,9 +215,10 @@ impl<'a, I: Input> Operands<'a, I> {
 
     /// The same, and the gradient of every tensor that is there.
     pub fn run<E: HostEngine>(&self, engine: &E) -> Result<Vec<Named>, Error> {
-        let mut saved = MambaSaved::new();
-        let mut results = self.forward_into(engine, Some(&mut saved))?;
         let problem = self.inputs().check()?;
+        let mut memory = MambaMemory::new();
+        let mut saved = memory.saved(&problem);
+        let mut results = self.forward_into(engine, Some(&mut saved))?;
         let mut grads = self.weights.gradients(self.layout);
         let mut x = Tensor::<I, 3>::marked(self.x.view().dims(), self.layout);
         let mut window = self.window.as_ref().map(|w| Tensor::<I, 3>::marked(w.view().dims(), self.layout));
@@ -236,7 +236,7 @@ impl<'a, I: Input> Operands<'a, I> {
                 ..grads.targets()
             },
         };
-        let block = MambaBlock { engine, par: Par::default() };
+        let block = MambaBlock { engine };
         block.backward(args, &mut Buffer::new().workspace(block.backward_workspace::<I>(&problem)))?;
         results.push(result("grad.x", &x, Role::Positions));
         results.extend(window.as_ref().map(|w| result("grad.window", w, Role::States)));
@@ -257,7 +257,7 @@ pub fn steps<I: Input, E: HostEngine>(engine: &E, t: &Tensors) -> Result<Vec<Nam
     let mut window = Tensor::<I, 3>::from(&spread(&t["window"]), Layout::Contiguous);
     let mut state = Tensor::<I::Accum, 3>::from(&spread(&t["h0"]), Layout::Contiguous);
     let spare = [window.array().take(&[0]), state.array().take(&[0])];
-    let block = MambaBlock { engine, par: Par::default() };
+    let block = MambaBlock { engine };
     let mut buffer = Buffer::new();
     let mut all = Array::zeros(&[batch, 0, hidden], false);
     for t in (0..seqlen).map(|at| t["x"].at(at)) {
