@@ -22,6 +22,7 @@ use crate::view::{Device, View, ViewMut};
 
 mod cast;
 mod causal_conv1d;
+mod chunks;
 #[cfg(feature = "cublaslt")]
 mod cublaslt;
 pub mod driver;
