@@ -63,10 +63,11 @@ pub enum Regime {
 /// The engine. Clones share the context, the stream and the compiled kernels.
 #[derive(Clone)]
 pub struct Cuda {
+    // Before the driver, because a library must go before the context that it lives in.
+    choice: linear::Choice,
     driver: Arc<dyn Driver>,
     kernels: Arc<Mutex<HashMap<String, Function>>>,
     regime: Option<Regime>,
-    choice: linear::Choice,
 }
 
 impl core::fmt::Debug for Cuda {
@@ -100,7 +101,7 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
-        Cuda { driver, kernels: Arc::default(), regime: None, choice: linear::Choice::default() }
+        Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.

@@ -5,6 +5,7 @@
 
 use core::ffi::c_void;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self, CublasError};
@@ -55,8 +56,8 @@ struct Key {
     left: Matrix,
     right: Matrix,
     out: Matrix,
-    /// Bytes that left, right and out are aligned to.
-    aligned: [u32; 3],
+    /// Bytes that left, right, out and the bias are aligned to.
+    aligned: [u32; 4],
 }
 
 /// An algorithm with its descriptions.
@@ -89,7 +90,7 @@ fn matrix([_, row, column]: [i64; 3], rows: usize, depth: usize, size: i64) -> O
 
 /// The largest power of two up to 256 that an address is a multiple of.
 fn alignment(address: i64) -> u32 {
-    1 << address.trailing_zeros().min(8)
+    1 << (address | 256).trailing_zeros()
 }
 
 /// The product as the library knows it; None where it cannot be one of its.
@@ -115,7 +116,7 @@ fn key(sizes: &Sizes, params: &Product) -> Option<Key> {
     if bias && (dtype != Dtype::F32 || out.turned || (n > 1 && params.bias[1] != size)) {
         return None;
     }
-    let aligned = [addresses[0], addresses[1], params.out[0]].map(alignment);
+    let aligned = [addresses[0], addresses[1], params.out[0], params.bias[0]].map(alignment);
     Some(Key { dtype, wide, bias, left, right, out, aligned })
 }
 
@@ -159,7 +160,7 @@ impl Drop for Plan {
 
 impl Plan {
     /// Descriptions, and the library's first choice; None where it has no algorithm.
-    fn new(handle: sys::cublasLtHandle_t, key: &Key) -> Result<Option<Plan>, CublasError> {
+    fn new(handle: sys::cublasLtHandle_t, key: &Key, bias: i64) -> Result<Option<Plan>, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Desc;
         let double = key.dtype == Dtype::F64;
         let (compute, scale) = if double {
@@ -179,6 +180,7 @@ impl Plan {
         }
         if key.bias {
             set(plan.what, Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            set(plan.what, Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
         }
         let layout =
             |m: Matrix, dtype: Dtype| result::create_matrix_layout(data_type(dtype), m.rows as u64, m.columns as u64, m.step as i64);
@@ -209,7 +211,7 @@ impl Plan {
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, Lt::WORKSPACE)?;
         let joined = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, joined)?;
-        let [left, right, out] = key.aligned;
+        let [left, right, out, _] = key.aligned;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, left)?;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, right)?;
         prefer(preference, Pref::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out)?;
@@ -223,6 +225,7 @@ impl Plan {
 impl Drop for Lt {
     fn drop(&mut self) {
         self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        let _ = bind(self.context);
         // SAFETY: the handle was made by `open` and is used no more.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
@@ -282,14 +285,14 @@ impl Lt {
     fn piece(&self, sizes: &Sizes, params: &Product, more: bool, workspace: u64) -> Result<bool, Error> {
         let Some(key) = key(sizes, params) else { return Ok(false) };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&key) {
-            let plan = Plan::new(self.handle, &key).map_err(|e| fault("choosing an algorithm", e))?;
-            plans.insert(key, plan);
-        }
-        let Some(Some(plan)) = plans.get(&key) else { return Ok(false) };
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Plan::new(self.handle, &key, params.bias[0]).map_err(|e| fault("choosing an algorithm", e))?),
+        };
+        let Some(plan) = plan else { return Ok(false) };
         if key.bias {
             let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            set(plan.what, pointer, params.bias[0] as u64).map_err(|e| fault("setting the bias", e))?;
+            set(plan.what, pointer, params.bias[0]).map_err(|e| fault("setting the bias", e))?;
         }
         let (left, right) = if key.out.turned { (params.a[0], params.b[0]) } else { (params.b[0], params.a[0]) };
         let ([one, add], [one_double, add_double]) = ([1f32, if more { 1.0 } else { 0.0 }], [1f64, if more { 1.0 } else { 0.0 }]);
@@ -329,4 +332,62 @@ fn bind(context: u64) -> Result<(), Error> {
     // SAFETY: the context is the one of the engine's driver, which outlives this library's use.
     unsafe { ctx::set_current(context as cudarc::driver::sys::CUcontext) }
         .map_err(|e| Error::Driver { why: format!("using a context: {e}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [usize; 3] = [3, 5, 4];
+
+    /// Element (row, column) of what the library makes of a matrix.
+    fn at(matrix: Matrix, row: usize, column: usize) -> usize {
+        let [row, column] = if matrix.turned { [column, row] } else { [row, column] };
+        assert!(row < matrix.rows && column < matrix.columns && matrix.step >= matrix.rows);
+        row + column * matrix.step
+    }
+
+    /// Bytes from one element to the next along both axes, contiguous along the second or the first, with gaps.
+    fn strides(rows: usize, columns: usize, turned: bool) -> [i64; 3] {
+        if turned { [256, 4, 4 * (rows as i64 + 2)] } else { [256, 4 * (columns as i64 + 1), 4] }
+    }
+
+    /// Every element that the library multiplies and writes is the one that the product means.
+    #[test]
+    fn matrices_are_those_of_the_product() {
+        let [m, n, k] = SIZES;
+        for case in 0..8 {
+            let params = Product {
+                a: strides(m, k, case & 1 > 0),
+                b: strides(n, k, case & 2 > 0),
+                out: strides(m, n, case & 4 > 0),
+                ..Product::default()
+            };
+            let sizes = Sizes { m, n, k, dtype: Dtype::F32, fine: false, wide: false };
+            let key = key(&sizes, &params).expect("every axis pair has a contiguous one");
+            assert_eq!((key.out.turned, key.aligned[..3].to_vec()), (case & 4 > 0, vec![256; 3]));
+            let index = |of: [i64; 3], row: usize, column: usize| (row as i64 * of[1] + column as i64 * of[2]) as usize / 4;
+            let out = Matrix { turned: false, ..key.out };
+            for (i, j, p) in (0..m * n * k).map(|x| (x / (n * k), x / k % n, x % k)) {
+                let (a, b) = (index(params.a, i, p), index(params.b, j, p));
+                // Its rows are the columns of the output unless the output is contiguous along them.
+                let (row, column, left, right) = if key.out.turned { (i, j, a, b) } else { (j, i, b, a) };
+                assert_eq!((at(key.left, row, p), at(key.right, p, column)), (left, right), "case {case}");
+                assert_eq!(at(out, row, column), index(params.out, i, j), "case {case}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_cannot_take_is_left_to_the_plain_kernels() {
+        let sizes = Sizes { m: 3, n: 5, k: 4, dtype: Dtype::F32, fine: false, wide: false };
+        let good = Product { a: strides(3, 4, false), b: strides(5, 4, false), out: strides(3, 5, false), ..Product::default() };
+        let taken = |sizes: Sizes, params: Product| key(&sizes, &params).is_some();
+        assert!(taken(sizes, good) && taken(sizes, Product { bias: [256, 4], ..good }));
+        assert!(!taken(Sizes { k: 0, ..sizes }, good));
+        assert!(!taken(sizes, Product { a: [256, 40, 8], ..good }) && !taken(sizes, Product { a: [256, -16, 4], ..good }));
+        assert!(!taken(sizes, Product { a: [256, 0, 4], ..good }) && !taken(sizes, Product { bias: [256, 8], ..good }));
+        assert!(!taken(sizes, Product { bias: [256, 4], out: strides(3, 5, true), ..good }));
+        assert_eq!([1 << 40, 260, 258, 257, 0].map(alignment), [256, 4, 2, 1, 256]);
+    }
 }

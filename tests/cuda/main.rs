@@ -8,6 +8,7 @@ mod carried;
 mod elementwise;
 mod frame;
 mod interpreter;
+mod linear;
 mod rms_norm;
 mod selective_state_update;
 mod tensor;
