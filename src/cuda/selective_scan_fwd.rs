@@ -1,6 +1,7 @@
 //! The forward selective scan on the GPU.
 
 use super::Cuda;
+use super::Regime;
 use super::chunks::{
     CHUNK, CarryParams, ScanParams, THREADS, closer, flag, local_and_carry, most_slots, scan_of, scan_params, scratch_bytes, slots,
     state_bytes, take,
@@ -9,7 +10,6 @@ use super::expression::Vars;
 use super::launch::{Grid, Kernel};
 use super::params::{STORAGE, optional_mut, storage, strided_mut};
 use super::template::{Template, template};
-use super::Regime;
 use crate::buffer::Workspace;
 use crate::element::{Dtype, Input, Weight};
 use crate::error::Error;
@@ -88,6 +88,8 @@ impl Scan {
     fn lanes(&self) -> Lanes {
         let (states, unroll) = match (self.double(), self.complex, self.n) {
             (false, false, 0) => (4, 2),
+            // The accurate exponential gives enough to overlap.
+            (false, false, _) if self.dtype == Dtype::F32 || self.n >= 64 => (8, 2),
             (false, false, _) => (8, 4),
             (true, false, 256) => (8, 2),
             (true, true, _) => (2, 1),
@@ -101,6 +103,15 @@ impl Scan {
             _ => 8,
         };
         Lanes { states, steps, unroll: if self.rules { 1 } else { unroll } }
+    }
+
+    /// Blocks of the forward kernel on a multiprocessor at least, so that registers suffice without spills.
+    fn blocks(&self) -> usize {
+        match (self.double(), self.n) {
+            (true, 256) => 2,
+            (true, _) | (false, 0) => 3,
+            _ => 4,
+        }
     }
 
     /// Lanes of a channel, as a power of two.
@@ -155,7 +166,7 @@ impl Scan {
         let log = |x: usize| x.trailing_zeros();
         let vars = vars.int("SH", at).flag("cx", self.complex).flag("anyrule", self.rules).int("N", self.n).int("S", states);
         let vars = vars.int("LOGS", log(states)).int("K", steps).int("LOGK", log(steps)).int("U", unroll).int("LOGU", log(unroll));
-        vars.int("Q", batch).int("LOGQ", log(batch)).int("LP", log_lanes).int("P", 1 << log_lanes)
+        vars.int("Q", batch).int("LOGQ", log(batch)).int("LP", log_lanes).int("P", 1 << log_lanes).int("CTAS", self.blocks())
     }
 
     fn all() -> Vec<Self> {

@@ -34,6 +34,7 @@ snippets! {
     "rcp_near"
     "scale"
     "selective_advance"
+    "selective_base"
     "selective_begin"
     "selective_butterfly"
     "selective_coefficient"

@@ -102,15 +102,7 @@ struct Case {
 
 impl Default for Case {
     fn default() -> Self {
-        Case {
-            dims: [2, 5, 3, 4],
-            groups: [1, 1],
-            on: [true; 6],
-            rule: Rule::Euler,
-            carry: Carry::Plain,
-            kind: Kind::Rows,
-            seed: 1,
-        }
+        Case { dims: [2, 5, 3, 4], groups: [1, 1], on: [true; 6], rule: Rule::Euler, carry: Carry::Plain, kind: Kind::Rows, seed: 1 }
     }
 }
 
