@@ -25,6 +25,7 @@ mod argmax;
 mod cast;
 mod causal_conv1d;
 mod cross_entropy;
+mod chunks;
 #[cfg(feature = "cublaslt")]
 mod cublaslt;
 pub mod driver;

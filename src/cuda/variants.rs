@@ -47,5 +47,8 @@ pub fn variants() -> Vec<Variant> {
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);
     add::<sum::SumColumns>(&mut all);
+    add::<super::selective_scan_fwd::Carries>(&mut all);
+    add::<super::selective_scan_fwd::Forward>(&mut all);
+    add::<super::selective_scan_fwd::Local>(&mut all);
     all
 }

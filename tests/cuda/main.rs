@@ -12,6 +12,7 @@ mod frame;
 mod interpreter;
 mod linear;
 mod rms_norm;
+mod selective_scan_fwd;
 mod selective_state_update;
 mod shared;
 mod tensor;
