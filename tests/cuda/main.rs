@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 mod carried;
 mod frame;
+mod grid;
 mod interpreter;
 
 use selective_scan::cuda::Cuda;

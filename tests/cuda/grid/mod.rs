@@ -1,0 +1,143 @@
+//! The option grid: every operator of the engine, in tables where every pair of options occurs, against the specification in f64 computed
+//! from the same stored numbers; what must be the same bits; and what a device adds, its memory, streams, graphs and faults.
+
+#![allow(non_snake_case)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use selective_scan::Error;
+use selective_scan::cuda::Regime;
+use selective_scan::element::Dtype;
+use selective_scan::layers::conv1d::CausalConv1d;
+use selective_scan::layers::linear::Linear;
+use selective_scan::layers::norm::RmsNorm;
+use selective_scan::scan::Scan;
+use selective_scan::selective::SelectiveScan;
+use selective_scan::view::Host;
+
+use super::carried::Carried;
+use array::Array;
+use compare::{Bound, compare, compare_bits};
+
+#[path = "../../../examples/check/harness/array.rs"]
+mod array;
+#[path = "../../../examples/check/harness/compare.rs"]
+mod compare;
+#[path = "../../../examples/check/harness/tensor.rs"]
+mod tensor;
+#[path = "../../../examples/check/harness/transform.rs"]
+mod transform;
+
+mod draws;
+mod pairs;
+mod selective;
+mod selective_grid;
+
+/// The storage types.
+pub const STORAGE: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// An engine for host memory with all that is tested here.
+pub trait Engine:
+    SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + RmsNorm<Memory = Host> + Linear<Memory = Host>
+{
+}
+
+impl<E> Engine for E where
+    E: SelectiveScan + Scan<Memory = Host> + CausalConv1d<Memory = Host> + RmsNorm<Memory = Host> + Linear<Memory = Host>
+{
+}
+
+/// The engine under test with its scans run in one way.
+pub fn carried_by(regime: Regime) -> Carried {
+    static BOTH: OnceLock<[Carried; 2]> = OnceLock::new();
+    let both = BOTH.get_or_init(|| {
+        [Regime::Walk, Regime::Split].map(|regime| {
+            // It lives as long as the tests.
+            let engine = Box::leak(Box::new(super::engine().clone().with_regime(Some(regime))));
+            super::carried().to(engine)
+        })
+    });
+    both[usize::from(regime == Regime::Split)]
+}
+
+/// What the first axes of a result mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// (B, L, …), or (rows, …).
+    Positions,
+    /// One entry a state.
+    States,
+    /// A sum over the batch and time.
+    Shared,
+}
+
+/// A result.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub name: &'static str,
+    pub array: Array,
+    pub dtype: Dtype,
+    pub role: Role,
+}
+
+/// Finds a result by name.
+pub fn named<'a>(results: &'a [Found], name: &str) -> &'a Found {
+    results.iter().find(|r| r.name == name).unwrap_or_else(|| panic!("there is no {name}"))
+}
+
+/// What is wrong with a result, if anything.
+pub fn close(found: &Found, want: &[f64], bound: Bound) -> Result<(), String> {
+    let deviation = compare(&found.array.data, want, bound);
+    if deviation.used <= 1.0 { Ok(()) } else { Err(format!("{}: error {:.2e}, {:.3} of the bound", found.name, deviation.error, deviation.used)) }
+}
+
+/// Where two results differ in bits, if they do.
+pub fn same_bits(found: &Found, want: &Array) -> Result<(), String> {
+    assert_eq!(found.array.dims, want.dims, "{}: the shapes are the same", found.name);
+    if compare_bits(&found.array.data, &want.data).used == 0.0 {
+        return Ok(());
+    }
+    let (at, (x, y)) = found.array.data.iter().zip(&want.data).enumerate().find(|(_, (x, y))| x != y).expect("something differs");
+    Err(format!("{}: number {at} of shape {:?} is {x:e}, not {y:e}", found.name, want.dims))
+}
+
+/// Everything in one list has the bits of its namesake in the other.
+pub fn all_same(found: &[Found], want: &[Found]) -> Result<(), String> {
+    assert_eq!(found.len(), want.len());
+    found.iter().try_for_each(|f| same_bits(f, &named(want, f.name).array))
+}
+
+/// Faults that are collected, so that one run shows all of them.
+#[derive(Debug, Default)]
+pub struct Faults {
+    tried: usize,
+    found: Vec<String>,
+}
+
+impl Faults {
+    /// Runs one case; a panic in it is its fault and no end to the others.
+    pub fn case(&mut self, what: &dyn Fn() -> String, run: impl FnOnce() -> Result<(), String>) {
+        self.tried += 1;
+        let why = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+                format!("panicked: {}", text.unwrap_or("?"))
+            }
+        };
+        self.found.push(format!("{}\n      {why}", what()));
+    }
+
+    /// Panics where there were any.
+    pub fn none(self) {
+        let shown = self.found.iter().take(40).map(|f| format!("  {f}\n")).collect::<String>();
+        assert!(self.found.is_empty(), "{} of {} cases are wrong:\n{shown}", self.found.len(), self.tried);
+    }
+}
+
+/// An engine's error as a fault.
+pub fn refused(error: Error) -> String {
+    format!("refused: {error}")
+}

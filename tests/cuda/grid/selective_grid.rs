@@ -1,0 +1,417 @@
+//! The whole option grid of the selective scan: forward, backward and step.
+
+use half::{bf16, f16};
+use num_complex::Complex;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+use selective_scan::Error;
+use selective_scan::cuda::Regime;
+use selective_scan::element::{Dtype, Element, Input, Weight};
+use selective_scan::naive::Naive;
+use selective_scan::ops::Rule;
+use selective_scan::selective::{Carry, SelectiveOptions};
+
+use super::array::Array;
+use super::compare::Bound;
+use super::draws::{accum, rounded};
+use super::pairs::{Draw, Options, Partial};
+use super::selective::{Problem, Wanted, run_in, step, typed};
+use super::tensor::Layout;
+use super::transform::Packing;
+use super::{Engine, Faults, Found, Role, STORAGE, carried_by, close, named, refused, same_bits};
+
+const RULES: [Rule; 3] = [Rule::Euler, Rule::Zoh, Rule::Bilinear];
+const LAYOUTS: [Layout; 4] = [Layout::Contiguous, Layout::Transposed, Layout::Padded, Layout::Backwards];
+const WANTED: [Wanted; 4] = [Wanted::All, Wanted::Parameters, Wanted::Positions, Wanted::Delta];
+
+/// B or C of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Constant,
+    OneGroup,
+    Groups,
+}
+const KINDS: [Kind; 3] = [Kind::Constant, Kind::OneGroup, Kind::Groups];
+
+/// Which positions belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Rows,
+    /// Offsets, with empty sequences in front, in the middle and at the end.
+    CuSeqlens,
+    /// Ids with padding anywhere.
+    Inside,
+    /// Ids with padding in front and at the end.
+    Ends,
+    /// Ids that begin with a large one and jump; of three rows the last is nothing but padding.
+    Late,
+}
+const ORDERS: [Order; 5] = [Order::Rows, Order::CuSeqlens, Order::Inside, Order::Ends, Order::Late];
+
+/// The slots of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slots {
+    None,
+    /// One more than there are rows, rows in reverse order.
+    Reversed,
+    /// As before, and the first row is skipped.
+    Skipping,
+}
+const SLOTS: [Slots; 3] = [Slots::None, Slots::Reversed, Slots::Skipping];
+
+/// How a step's states are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Wide,
+    F16,
+    Bf16,
+}
+const STORED: [Stored; 3] = [Stored::Wide, Stored::F16, Stored::Bf16];
+
+const STATES: [usize; 9] = [1, 3, 16, 32, 64, 128, 256, 5, 300];
+const LENGTHS: [usize; 9] = [0, 1, 2, 31, 127, 128, 129, 257, 300];
+const CHANNELS: [usize; 6] = [1, 2, 37, 64, 65, 130];
+const BATCHES: [usize; 3] = [1, 0, 3];
+
+/// The options, and how many values each has.
+const VALUES: [usize; 23] = [4, 2, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 5, 4, 9, 9, 6, 3, 2, 2, 4, 3, 3];
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+struct Row {
+    storage: Dtype,
+    complex: bool,
+    rule: Rule,
+    kinds: [Kind; 2],
+    skip: bool,
+    gate: bool,
+    bias: bool,
+    softplus: bool,
+    initial: bool,
+    last: bool,
+    grad_last: bool,
+    order: Order,
+    layout: Layout,
+    /// B, L, D, N.
+    sizes: [usize; 4],
+    regime: Regime,
+    carry: Carry,
+    wanted: Wanted,
+    slots: Slots,
+    stored: Stored,
+    seed: u64,
+}
+
+impl Row {
+    fn new(v: &[usize], seed: u64) -> Self {
+        Row {
+            storage: STORAGE[v[0]],
+            complex: v[1] == 1,
+            rule: RULES[v[2]],
+            kinds: [KINDS[v[3]], KINDS[v[4]]],
+            skip: v[5] == 1,
+            gate: v[6] == 1,
+            bias: v[7] == 1,
+            softplus: v[8] == 1,
+            initial: v[9] == 1,
+            last: v[10] == 1,
+            grad_last: v[11] == 1,
+            order: ORDERS[v[12]],
+            layout: LAYOUTS[v[13]],
+            sizes: [BATCHES[v[17]], LENGTHS[v[15]], CHANNELS[v[16]], STATES[v[14]]],
+            regime: if v[18] == 0 { Regime::Walk } else { Regime::Split },
+            carry: if v[19] == 0 { Carry::Plain } else { Carry::Compensated },
+            wanted: WANTED[v[20]],
+            slots: SLOTS[v[21]],
+            stored: STORED[v[22]],
+            seed,
+        }
+    }
+
+    /// Groups of B or C.
+    fn groups(&self, which: usize) -> Option<usize> {
+        let dim = self.sizes[2];
+        match (self.kinds[which], which) {
+            (Kind::Constant, _) => None,
+            (Kind::OneGroup, _) => Some(1),
+            // Of B as many as can be, of C as few.
+            (Kind::Groups, 0) => (2..dim).rev().find(|g| dim.is_multiple_of(*g)).or(Some(dim)),
+            (Kind::Groups, _) => (2..=dim).find(|g| dim.is_multiple_of(*g)),
+        }
+    }
+
+    fn packing(&self, draw: &mut Draw) -> Packing {
+        let [batch, seqlen, ..] = self.sizes;
+        let id = |b: usize, t: usize, draw: &mut Draw| match self.order {
+            Order::Inside if draw.below(4) == 0 => -1 - draw.below(3) as i32,
+            Order::Inside => 2 * (t * (b + 2) / seqlen) as i32,
+            Order::Ends if t < 3 + b || t + seqlen / 4 >= seqlen => -1,
+            Order::Ends => i32::from(t > seqlen / 2),
+            _ if b == 2 => -1,
+            _ if t + 2 > seqlen => i32::MAX,
+            _ => if t < seqlen / 3 { 7 } else { 40 },
+        };
+        match self.order {
+            Order::Rows => Packing::Rows,
+            Order::CuSeqlens => {
+                let [third, half, late] = [seqlen / 3, seqlen / 2, seqlen - seqlen / 7];
+                Packing::CuSeqlens([0, 0, third, third, half, late, seqlen, seqlen].map(|x| x as i64).to_vec())
+            }
+            _ => {
+                let at = (0..batch).flat_map(|b| (0..seqlen).map(move |t| (b, t)));
+                Packing::SeqIdx { ids: at.map(|(b, t)| id(b, t, draw)).collect(), dims: [batch, seqlen] }
+            }
+        }
+    }
+
+    /// Random numbers of the row's types.
+    fn problem(&self) -> Problem {
+        let ([batch, seqlen, dim, dstate], complex, storage) = (self.sizes, self.complex, self.storage);
+        let mut draw = Draw(self.seed);
+        let (accum, positions) = (accum(storage), [batch, seqlen, dim]);
+        let packing = self.packing(&mut draw);
+        let states = if let Packing::CuSeqlens(offsets) = &packing { offsets.len() - 1 } else { batch };
+        // Every third problem remembers long.
+        let slow = if draw.below(3) == 0 { 0.02 } else { 1.0 };
+        let mut A = draw.array(&[dim, dstate], complex, accum, -2.0 * slow, -0.05 * slow);
+        if complex {
+            A.data.iter_mut().skip(1).step_by(2).for_each(|im| *im *= 3.0);
+            A.data.iter_mut().for_each(|x| *x = rounded(accum, *x));
+        }
+        let coefficient = |which, draw: &mut Draw| match self.groups(which) {
+            None => draw.array(&[dim, dstate], complex, accum, -1.0, 1.0),
+            Some(groups) => draw.array(&[batch, seqlen, groups, dstate], complex, storage, -1.0, 1.0),
+        };
+        let (B, C) = (coefficient(0, &mut draw), coefficient(1, &mut draw));
+        let [low, high] = if self.softplus { [-3.0, 2.0] } else { [0.01, 1.0] };
+        let state = [states, dim, dstate];
+        let options = SelectiveOptions { delta_softplus: self.softplus, rule: self.rule, carry: self.carry };
+        Problem {
+            u: draw.array(&positions, false, storage, -1.0, 1.0),
+            delta: draw.array(&positions, false, storage, low, high),
+            A,
+            B,
+            C,
+            D: self.skip.then(|| draw.array(&[dim], false, accum, -1.0, 1.0)),
+            z: self.gate.then(|| draw.array(&positions, false, storage, -3.0, 3.0)),
+            delta_bias: self.bias.then(|| draw.array(&[dim], false, accum, 0.0, 0.5)),
+            h0: self.initial.then(|| draw.array(&state, complex, accum, -1.0, 1.0)),
+            grad_out: draw.array(&positions, false, storage, -1.0, 1.0),
+            grad_last: self.grad_last.then(|| draw.array(&state, complex, accum, -1.0, 1.0)),
+            packing,
+            options,
+            last: self.last,
+            wanted: self.wanted,
+        }
+    }
+}
+
+/// NaN in everything that is padding: whoever reads it shows it.
+fn spoiled_padding(mut of: Problem) -> Problem {
+    let Packing::SeqIdx { ids, .. } = &of.packing else { return of };
+    let ids = ids.clone();
+    let all = [Some(&mut of.u), Some(&mut of.delta), of.z.as_mut(), Some(&mut of.grad_out)];
+    for array in all.into_iter().flatten().chain([&mut of.B, &mut of.C].into_iter().filter(|x| x.dims.len() == 4)) {
+        let width = array.data.len() / ids.len().max(1);
+        ids.iter().enumerate().filter(|(_, id)| **id < 0).for_each(|(at, _)| array.data[at * width..][..width].fill(f64::NAN));
+    }
+    of
+}
+
+/// The scale of the terms of gradients that are summed over the batch and time, which may cancel: the largest of a few partial sums.
+fn terms(of: &Problem) -> Vec<(&'static str, f64)> {
+    let mut scales: Vec<(&'static str, f64)> = Vec::new();
+    for part in 0..8 {
+        let (mut masked, mut draw) = (of.clone(), Draw(part));
+        for gradient in [Some(&mut masked.grad_out), masked.grad_last.as_mut()].into_iter().flatten() {
+            gradient.data.iter_mut().filter(|_| draw.unit() < 0.5).for_each(|g| *g = 0.0);
+        }
+        for found in masked.reference().into_iter().filter(|r| r.role == Role::Shared) {
+            let largest = found.array.data.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+            match scales.iter_mut().find(|(n, _)| *n == found.name) {
+                Some((_, scale)) => *scale = scale.max(largest),
+                None => scales.push((found.name, largest)),
+            }
+        }
+    }
+    scales
+}
+
+/// Forward and backward on an engine against the specification in f64, from the same stored numbers.
+pub fn agrees<E: Engine>(engine: &E, storage: Dtype, of: &Problem, layout: Layout) -> Result<(), String> {
+    let whole = Problem { last: true, wanted: Wanted::All, ..of.clone() };
+    let (want, scales) = (whole.reference(), terms(&whole));
+    // A compensated carry does not add up roundings.
+    let narrow = of.options.carry == Carry::Compensated && storage != Dtype::F64;
+    let n_eff = if narrow { 0.0 } else { of.n_eff() };
+    let mut wrong = Vec::new();
+    for found in run_in(engine, storage, of, layout).map_err(refused)? {
+        let scale = scales.iter().find(|(n, _)| *n == found.name).map_or(0.0, |(_, s)| *s);
+        let bound = Bound::new(found.dtype, n_eff, found.name.starts_with("grad.")).of_terms(scale);
+        wrong.extend(close(&found, &named(&want, found.name).array.data, bound).err());
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+/// The same as one step, from states as they are stored.
+struct OneStep<'a> {
+    of: &'a Problem,
+    t: usize,
+    states: Array,
+    slots: Option<Vec<i32>>,
+    layout: Layout,
+}
+
+impl OneStep<'_> {
+    fn run<E: Engine, I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>>(&self, engine: &E) -> Result<Vec<Found>, Error> {
+        step::<E, I, W, S>(engine, self.of, self.t, &self.states, self.slots.as_deref(), self.layout)
+    }
+
+    fn reference(&self) -> Vec<Found> {
+        let done = if self.of.complex() {
+            self.run::<Naive, f64, Complex<f64>, Complex<f64>>(&Naive)
+        } else {
+            self.run::<Naive, f64, f64, f64>(&Naive)
+        };
+        done.expect("the operands are right")
+    }
+}
+
+/// Every storage type of a state.
+fn step_as<E: Engine, I: Input, W: Weight<Real = I::Accum>>(engine: &E, one: &OneStep<'_>, stored: Stored) -> Result<Vec<Found>, Error> {
+    // A type of states beside this type of inputs, where it is one.
+    macro_rules! narrow {
+        ($real:ty) => {
+            match (I::DTYPE, W::COMPLEX) {
+                (Dtype::F32, false) => one.run::<E, f32, f32, $real>(engine),
+                (Dtype::F16, false) => one.run::<E, f16, f32, $real>(engine),
+                (Dtype::Bf16, false) => one.run::<E, bf16, f32, $real>(engine),
+                (Dtype::F32, true) => one.run::<E, f32, Complex<f32>, Complex<$real>>(engine),
+                (Dtype::F16, true) => one.run::<E, f16, Complex<f32>, Complex<$real>>(engine),
+                (Dtype::Bf16, true) => one.run::<E, bf16, Complex<f32>, Complex<$real>>(engine),
+                (other, _) => panic!("states of 16 bits beside {other:?}"),
+            }
+        };
+    }
+    match stored {
+        Stored::Wide => one.run::<E, I, W, W>(engine),
+        Stored::F16 => narrow!(f16),
+        Stored::Bf16 => narrow!(bf16),
+    }
+}
+
+/// One step of a row's problem on an engine against the specification.
+fn step_agrees<E: Engine>(engine: &E, row: &Row, of: &Problem) -> Result<(), String> {
+    let [batch, seqlen, dim, dstate] = row.sizes;
+    if seqlen == 0 {
+        return Ok(());
+    }
+    let held = if row.slots == Slots::None { batch } else { batch + 1 };
+    let dtype = match row.stored {
+        Stored::Wide => accum(row.storage),
+        Stored::F16 => Dtype::F16,
+        Stored::Bf16 => Dtype::Bf16,
+    };
+    let mut slots: Vec<i32> = (0..batch).map(|b| (batch - b) as i32).collect();
+    if let (Slots::Skipping, Some(first)) = (row.slots, slots.first_mut()) {
+        *first = -3;
+    }
+    let states = Draw(row.seed + 1).array(&[held, dim, dstate], row.complex, dtype, -1.0, 1.0);
+    let kept: Vec<usize> = (0..batch).filter(|&b| row.slots == Slots::None || slots[b] >= 0).collect();
+    let skipped: Vec<usize> = (0..batch).filter(|b| !kept.contains(b)).collect();
+    let one = OneStep { of, t: seqlen / 2, states, slots: (row.slots != Slots::None).then_some(slots), layout: row.layout };
+    let (storage, complex) = (row.storage, row.complex);
+    let mut got = typed!(storage, complex, step_as(engine, &one, row.stored)).map_err(refused)?;
+    let mut want = one.reference();
+    // A row without a slot keeps what it had.
+    let blank = Found { array: got[0].array.take(&skipped), ..got[0].clone() };
+    same_bits(&blank, &want[0].array.take(&skipped)).map_err(|why| format!("a skipped row's {why}"))?;
+    for results in [&mut got, &mut want] {
+        results[0].array = results[0].array.take(&kept);
+    }
+    for (found, want) in got.iter().zip(&want) {
+        let narrow = matches!(found.dtype, Dtype::F16 | Dtype::Cf16 | Dtype::Bf16 | Dtype::Cbf16);
+        let bound = if narrow { Bound::one_step(found.dtype) } else { Bound::new(found.dtype, 1.0, false) };
+        close(found, &want.array.data, bound).map_err(|why| format!("step: {why}"))?;
+    }
+    Ok(())
+}
+
+/// All that is asked of a row.
+fn check<E: Engine>(engine: &E, row: &Row) -> Result<(), String> {
+    let of = row.problem();
+    agrees(engine, row.storage, &spoiled_padding(of.clone()), row.layout)?;
+    step_agrees(engine, row, &of)
+}
+
+/// Which rows there can be: at most so many B·L·D·N.
+fn may(row: &Partial, most: usize) -> bool {
+    let value = |option: usize, of: &[usize]| row[option].map_or(1, |v| of[v].max(1));
+    let size = value(14, &STATES) * value(15, &LENGTHS) * value(16, &CHANNELS) * value(17, &BATCHES);
+    let packed = row[12].is_some_and(|v| ORDERS[v] == Order::CuSeqlens);
+    let grouped = [3, 4].iter().any(|&o| row[o].is_some_and(|v| KINDS[v] == Kind::Groups));
+    let single = row[16].is_some_and(|v| CHANNELS[v] == 1);
+    let several = row[17].is_some_and(|v| BATCHES[v] != 1);
+    let double = row[0].is_some_and(|v| STORAGE[v] == Dtype::F64);
+    let narrow = row[22].is_some_and(|v| STORED[v] != Stored::Wide);
+    size <= most && !(packed && several) && !(grouped && single) && !(double && narrow)
+}
+
+/// B·L·D·N at most, where kernels are interpreted.
+const SMALL: usize = 100_000;
+/// The same on a GPU: what bounds it is the specification.
+const LARGE: usize = 400_000;
+
+fn rows(most: usize, seed: u64) -> Vec<Row> {
+    let table = Options { values: &VALUES, may: &|row| may(row, most) }.table(seed);
+    table.iter().enumerate().map(|(i, v)| Row::new(v, (seed << 32) + i as u64)).collect()
+}
+
+#[test]
+fn every_pair_of_options_occurs() {
+    let options = Options { values: &VALUES, may: &|row| may(row, SMALL) };
+    let table = options.table(1);
+    let (pairs, impossible, absent) = options.missing(&table);
+    assert!(absent.is_empty(), "{absent:?}");
+    // Packed rows are one row (2), groups want channels (2), f64 has no 16-bit states (2).
+    assert_eq!(impossible, 6);
+    println!("{pairs} pairs in {} rows", table.len());
+    assert!((81..=150).contains(&table.len()), "{} rows", table.len());
+}
+
+#[test]
+fn the_engine_agrees_over_the_whole_grid() {
+    let mut faults = Faults::default();
+    let (most, seeds) = if crate::is_real() { (LARGE, 1..4) } else { (SMALL, 1..2) };
+    for row in seeds.flat_map(|seed| rows(most, seed)) {
+        faults.case(&|| format!("{row:?}"), || check(&carried_by(row.regime), &row));
+    }
+    faults.none();
+}
+
+/// Rows of options drawn at random, in any combination.
+#[test]
+fn the_engine_agrees_on_random_problems() {
+    let cases = if crate::is_real() { 200 } else { 12 };
+    let most = if crate::is_real() { LARGE } else { SMALL / 8 };
+    let config = Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(0), ..Config::default() };
+    let options: Vec<_> = VALUES.iter().map(|&count| 0..count).collect();
+    let strategy = (options, any::<u64>()).prop_filter("sizes that fit", move |(v, _)| {
+        may(&v.iter().map(|&v| Some(v)).collect::<Vec<_>>(), most)
+    });
+    let run = |(v, seed): (Vec<usize>, u64)| {
+        let row = Row::new(&v, seed >> 1);
+        check(&carried_by(row.regime), &row).map_err(|why| TestCaseError::fail(format!("{row:?}: {why}")))
+    };
+    TestRunner::new(config).run(&strategy, run).unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// The specification itself passes in every type, so what is asked can be met.
+#[test]
+fn the_specification_passes_its_own_grid() {
+    let mut faults = Faults::default();
+    for row in rows(SMALL / 4, 9).iter().step_by(if cfg!(debug_assertions) { 2 } else { 1 }) {
+        faults.case(&|| format!("{row:?}"), || check(&Naive, row));
+    }
+    faults.none();
+}
