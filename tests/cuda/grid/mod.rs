@@ -30,9 +30,11 @@ mod tensor;
 #[path = "../../../examples/check/harness/transform.rs"]
 mod transform;
 
+mod bits;
 mod convolution;
 mod dense;
 mod draws;
+mod nan;
 mod pairs;
 mod recurrence;
 mod selective;
@@ -171,12 +173,6 @@ pub fn same_bits(found: &Found, want: &Array) -> Result<(), String> {
     }
     let (at, (x, y)) = found.array.data.iter().zip(&want.data).enumerate().find(|(_, (x, y))| x != y).expect("something differs");
     Err(format!("{}: number {at} of shape {:?} is {x:e}, not {y:e}", found.name, want.dims))
-}
-
-/// Everything in one list has the bits of its namesake in the other.
-pub fn all_same(found: &[Found], want: &[Found]) -> Result<(), String> {
-    assert_eq!(found.len(), want.len());
-    found.iter().try_for_each(|f| same_bits(f, &named(want, f.name).array))
 }
 
 /// Faults that are collected, so that one run shows all of them.

@@ -266,7 +266,7 @@ pub fn run<E: Engine, I: Input, W: Weight<Real = I::Accum>>(engine: &E, of: &Pro
 }
 
 /// Forward alone.
-pub fn forward<E: Engine, I: Input, W: Weight<Real = I::Accum>>(engine: &E, of: &Problem, layout: Layout) -> Result<Vec<Found>, Error> {
+fn forward<E: Engine, I: Input, W: Weight<Real = I::Accum>>(engine: &E, of: &Problem, layout: Layout) -> Result<Vec<Found>, Error> {
     Operands::<I, W>::new(of, layout).forward(engine)
 }
 
@@ -326,6 +326,16 @@ macro_rules! typed {
     }};
 }
 pub(super) use typed;
+
+/// Backward alone.
+fn backward<E: Engine, I: Input, W: Weight<Real = I::Accum>>(engine: &E, of: &Problem, layout: Layout) -> Result<Vec<Found>, Error> {
+    Operands::<I, W>::new(of, layout).backward(engine)
+}
+
+/// Backward in a storage type.
+pub fn backward_in<E: Engine>(engine: &E, dtype: Dtype, of: &Problem, layout: Layout) -> Result<Vec<Found>, Error> {
+    typed!(dtype, of.complex(), backward(engine, of, layout))
+}
 
 /// Forward and backward in a storage type.
 pub fn run_in<E: Engine>(engine: &E, dtype: Dtype, of: &Problem, layout: Layout) -> Result<Vec<Found>, Error> {

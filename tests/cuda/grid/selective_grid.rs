@@ -15,7 +15,7 @@ use super::array::Array;
 use super::compare::Bound;
 use super::draws::{accum, rounded};
 use super::pairs::{Draw, Options, Partial};
-use super::selective::{Problem, Wanted, run_in, step, typed};
+use super::selective::{Problem, Wanted, backward_in, forward_in, step, typed};
 use super::sequences::{ORDERS, Order, padding};
 use super::tensor::Layout;
 use super::transform::Packing;
@@ -208,15 +208,16 @@ fn absolute(of: &Problem) -> Problem {
     Problem { u: all(&of.u), B: all(&of.B), C: all(&of.C), D, h0, grad_out: all(&of.grad_out), grad_last, ..of.clone() }
 }
 
-/// Forward and backward on an engine against the specification in f64, from the same stored numbers.
-pub fn agrees<E: Engine>(engine: &E, storage: Dtype, of: &Problem, layout: Layout) -> Result<(), String> {
+/// Forward or backward on an engine against the specification in f64, from the same stored numbers.
+fn agrees<E: Engine>(engine: &E, storage: Dtype, of: &Problem, layout: Layout, call: Call) -> Result<(), String> {
     let whole = Problem { last: true, wanted: Wanted::All, ..of.clone() };
     let (want, scales) = (whole.reference(), terms(&whole));
     // A compensated carry does not add up roundings.
     let narrow = of.options.carry == Carry::Compensated && storage != Dtype::F64;
     let n_eff = if narrow { 0.0 } else { of.n_eff() };
     let mut wrong = Vec::new();
-    for found in run_in(engine, storage, of, layout).map_err(refused)? {
+    let got = if call == Call::Forward { forward_in(engine, storage, of, layout) } else { backward_in(engine, storage, of, layout) };
+    for found in got.map_err(refused)? {
         let scale = scales.iter().find(|(n, _)| *n == found.name).map_or(0.0, |(_, s)| *s);
         let bound = Bound::new(found.dtype, n_eff, found.name.starts_with("grad.")).of_terms(scale);
         wrong.extend(close(&found, &named(&want, found.name).array.data, bound).err());
@@ -321,11 +322,50 @@ fn step_agrees<E: Engine>(engine: &E, row: &Row, of: &Problem) -> Result<(), Str
     Ok(())
 }
 
-/// All that is asked of a row.
-fn check<E: Engine>(engine: &E, row: &Row) -> Result<(), String> {
+/// A problem with every option, one row after another.
+pub fn plain(sizes @ [_, _, dim, _]: [usize; 4], storage: Dtype, complex: bool, rule: Rule) -> Problem {
+    let kinds = if dim > 1 { [Kind::Groups; 2] } else { [Kind::OneGroup; 2] };
+    let mut row = Row::new(&[0; VALUES.len()], dim as u64);
+    (row.skip, row.gate, row.bias, row.softplus) = (true, true, true, true);
+    (row.initial, row.last, row.grad_last) = (true, true, true);
+    let mut of = Row { storage, complex, rule, kinds, sizes, ..row }.problem();
+    if kinds[0] == Kind::Groups && dim == 6 {
+        // As many groups of B as of C.
+        let [batch, seqlen, _, dstate] = sizes;
+        of.B = Draw(3).array(&[batch, seqlen, 2, dstate], complex, storage, -1.0, 1.0);
+    }
+    of
+}
+
+/// One position with every option.
+pub fn one_step(storage: Dtype, complex: bool, dstate: usize) -> Problem {
+    plain([3, 1, 9, dstate], storage, complex, Rule::Zoh)
+}
+
+/// Batches of three rows with all results, of every kind.
+pub fn batches() -> Vec<(Dtype, Problem)> {
+    let (most, step) = if crate::is_real() { (LARGE, 1) } else { (SMALL / 4, 4) };
+    let three = |row: Row| {
+        let [_, seqlen, dim, dstate] = row.sizes;
+        Row { order: Order::Rows, sizes: [3, seqlen, dim, dstate], last: true, wanted: Wanted::All, ..row }
+    };
+    let fits = |row: &Row| (1..=most).contains(&row.sizes.iter().product());
+    let rows = rows(SMALL, 5).into_iter().map(three).filter(fits).step_by(step);
+    rows.map(|row| (row.storage, row.problem())).collect()
+}
+
+/// What is asked of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Forward,
+    Backward,
+    Step,
+}
+const CALLS: [Call; 3] = [Call::Forward, Call::Backward, Call::Step];
+
+fn check<E: Engine>(engine: &E, row: &Row, call: Call) -> Result<(), String> {
     let of = row.problem();
-    agrees(engine, row.storage, &spoiled_padding(of.clone()), row.layout)?;
-    step_agrees(engine, row, &of)
+    if call == Call::Step { step_agrees(engine, row, &of) } else { agrees(engine, row.storage, &spoiled_padding(of), row.layout, call) }
 }
 
 /// Which rows there can be: at most so many B·L·D·N.
@@ -363,14 +403,28 @@ fn every_pair_of_options_occurs() {
     assert!((81..=150).contains(&table.len()), "{} rows", table.len());
 }
 
-#[test]
-fn the_engine_agrees_over_the_whole_grid() {
+fn over_the_whole_grid(call: Call) {
     let mut faults = Faults::default();
     let (most, seeds) = if crate::is_real() { (LARGE, 1..4) } else { (SMALL, 1..2) };
     for row in seeds.flat_map(|seed| rows(most, seed)) {
-        faults.case(&|| format!("{row:?}"), || check(&carried_by(row.regime), &row));
+        faults.case(&|| format!("{call:?} {row:?}"), || check(&carried_by(row.regime), &row, call));
     }
     faults.none();
+}
+
+#[test]
+fn forward_calls_agree_over_the_whole_grid() {
+    over_the_whole_grid(Call::Forward);
+}
+
+#[test]
+fn backward_calls_agree_over_the_whole_grid() {
+    over_the_whole_grid(Call::Backward);
+}
+
+#[test]
+fn steps_agree_over_the_whole_grid() {
+    over_the_whole_grid(Call::Step);
 }
 
 /// Rows of options drawn at random, in any combination.
@@ -384,7 +438,8 @@ fn the_engine_agrees_on_random_problems() {
         (options, any::<u64>()).prop_filter("sizes that fit", move |(v, _)| may(&v.iter().map(|&v| Some(v)).collect::<Vec<_>>(), most));
     let run = |(v, seed): (Vec<usize>, u64)| {
         let row = Row::new(&v, seed >> 1);
-        check(&carried_by(row.regime), &row).map_err(|why| TestCaseError::fail(format!("{row:?}: {why}")))
+        let each = |call| check(&carried_by(row.regime), &row, call).map_err(|why| TestCaseError::fail(format!("{call:?} {row:?}: {why}")));
+        CALLS.into_iter().try_for_each(each)
     };
     TestRunner::new(config).run(&strategy, run).unwrap_or_else(|why| panic!("{why}"));
 }
@@ -393,8 +448,10 @@ fn the_engine_agrees_on_random_problems() {
 #[test]
 fn the_specification_passes_its_own_grid() {
     let mut faults = Faults::default();
-    for row in rows(SMALL / 4, 9).iter().step_by(if cfg!(debug_assertions) { 2 } else { 1 }) {
-        faults.case(&|| format!("{row:?}"), || check(&Naive, row));
+    for row in &rows(SMALL / 4, 9) {
+        for call in CALLS {
+            faults.case(&|| format!("{call:?} {row:?}"), || check(&Naive, row, call));
+        }
     }
     faults.none();
 }
