@@ -33,6 +33,7 @@ mod transform;
 mod bits;
 mod convolution;
 mod dense;
+mod device;
 mod draws;
 mod nan;
 mod pairs;
