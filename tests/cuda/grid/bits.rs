@@ -202,7 +202,7 @@ fn convolution_of(dtype: Dtype, [batch, seqlen, dim, width]: [usize; 4], states:
 
 fn recurrence_of(dtype: Dtype, dims @ [batch, _, dim]: [usize; 3], complex: bool, reverse: bool) -> recurrence::Problem {
     let mut draw = Draw(dims[1] as u64);
-    let mut state = |draw: &mut Draw| Some(draw.array(&[batch, dim], complex, accum(dtype), -1.0, 1.0));
+    let state = |draw: &mut Draw| Some(draw.array(&[batch, dim], complex, accum(dtype), -1.0, 1.0));
     recurrence::Problem {
         a: draw.array(&dims, complex, dtype, -0.5, 0.7),
         b: draw.array(&dims, complex, dtype, -1.0, 1.0),

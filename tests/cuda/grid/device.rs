@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use selective_scan::Error;
 use selective_scan::buffer::Workspace;
-use selective_scan::cuda::driver::Driver;
 use selective_scan::cuda::{Cuda, DeviceBuffer, Regime};
 use selective_scan::element::Dtype;
 use selective_scan::layers::conv1d::{CausalConv1d, ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvStep};
@@ -343,10 +342,6 @@ fn a_kernel_that_does_not_compile_is_an_error_with_its_log() {
     assert!(engine().driver().load(&whole, "k").is_ok());
     assert!(matches!(engine().driver().load(&whole, "another"), Err(Error::Driver { .. })));
     // And the engine goes on.
-    a_graph_of_copies();
-}
-
-fn a_graph_of_copies() {
     let (from, mut to) = (engine().upload(&[1.0f32, 2.0]).expect("small"), engine().upload(&[0.0f32; 2]).expect("small"));
     engine().copy(from.view([1, 1, 2]), to.view_mut([1, 1, 2])).expect("the operands are right");
     assert_eq!(to.to_vec().expect("it can be read"), [1.0, 2.0]);

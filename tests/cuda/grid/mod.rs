@@ -22,12 +22,16 @@ use compare::{Bound, compare, compare_bits};
 use tensor::Layout;
 
 #[path = "../../../examples/check/harness/array.rs"]
+#[allow(dead_code)]
 mod array;
 #[path = "../../../examples/check/harness/compare.rs"]
+#[allow(dead_code)]
 mod compare;
 #[path = "../../../examples/check/harness/tensor.rs"]
+#[allow(dead_code)]
 mod tensor;
 #[path = "../../../examples/check/harness/transform.rs"]
+#[allow(dead_code)]
 mod transform;
 
 mod bits;
@@ -35,6 +39,7 @@ mod convolution;
 mod dense;
 mod device;
 mod draws;
+mod large;
 mod nan;
 mod pairs;
 mod recurrence;
