@@ -86,6 +86,7 @@ struct Work {
     grad_a: Held,
     grad_b: Held,
     step: Held,
+    moved: Held,
     weight: Held,
     window: Held,
     conv: Held,
@@ -125,6 +126,7 @@ impl Work {
             grad_a: blank(&[dim, dstate]),
             grad_b: blank(&[batch, seqlen, 2, dstate]),
             step: blank(&[batch, dim]),
+            moved: blank(&[batch, dim]),
             weight,
             window: windows,
             conv: blank(&positions),
@@ -136,8 +138,17 @@ impl Work {
         }
     }
 
-    /// Forward, backward, convolution forward and backward, and a step of both, which moves their states.
-    fn run(&mut self, on: &Cuda, sequences: Sequences<'_, Device>, slots: Option<View<'_, i32, 1, Device>>) -> Result<(), Error> {
+    /// Everything in order; the steps move their states.
+    fn run(&mut self, on: &Cuda, sequences: Sequences<'_, Device>) -> Result<(), Error> {
+        self.scan(on, sequences, false)?;
+        self.scan(on, sequences, true)?;
+        self.convolve(on, sequences)?;
+        self.steps(on, None)?;
+        self.moves(on, None)
+    }
+
+    /// The scan forward, or backward.
+    fn scan(&mut self, on: &Cuda, sequences: Sequences<'_, Device>, backward: bool) -> Result<(), Error> {
         let [batch, seqlen, dim, dstate] = self.sizes;
         let (positions, kept, groups) = ([batch, seqlen, dim], [self.states, dim, dstate], [batch, seqlen, 2, dstate]);
         let ws = &mut self.room.workspace();
@@ -154,8 +165,10 @@ impl Work {
             sequences,
             options: SelectiveOptions { delta_softplus: true, ..Default::default() },
         };
-        let args = SelectiveFwd { inputs, out: self.out.view_mut(positions), last_state: Some(self.last.view_mut(kept)) };
-        on.selective_scan_fwd(args, &mut ws.reborrow())?;
+        if !backward {
+            let args = SelectiveFwd { inputs, out: self.out.view_mut(positions), last_state: Some(self.last.view_mut(kept)) };
+            return on.selective_scan_fwd(args, ws);
+        }
         let grads = SelectiveGrads {
             u: Some(self.grad_u.view_mut(positions)),
             delta: Some(self.grad_delta.view_mut(positions)),
@@ -164,9 +177,7 @@ impl Work {
             ..Default::default()
         };
         let args = SelectiveBwd { inputs, grad_out: self.z.view(positions), grad_last_state: None, grads };
-        on.selective_scan_bwd(args, &mut ws.reborrow())?;
-        self.convolve(on, sequences)?;
-        self.steps(on, slots)
+        on.selective_scan_bwd(args, ws)
     }
 
     fn convolve(&mut self, on: &Cuda, sequences: Sequences<'_, Device>) -> Result<(), Error> {
@@ -189,55 +200,60 @@ impl Work {
         on.causal_conv1d_bwd(ConvBwd { inputs, grad_out: self.z.view(positions), grad_final_window: None, grads }, &mut ws.reborrow())
     }
 
+    /// A step of the scan from the first position of every row.
     fn steps(&mut self, on: &Cuda, slots: Option<View<'_, i32, 1, Device>>) -> Result<(), Error> {
         let [batch, seqlen, dim, dstate] = self.sizes;
-        let ws = &mut self.room.workspace();
-        // The first position of every row, in place.
-        let first = |x: &Held| x.buffer.strided(x.margin, [batch, dim], [(seqlen * dim) as isize, 1]).buffer();
         let strides = [(seqlen * dim) as isize, 1];
-        let at = |x: &'_ Held| -> View<'_, f32, 2, Device> {
-            let (address, len) = first(x);
-            // SAFETY: the buffer is on this device and lives as long as `self`.
-            unsafe { View::from_address(address, len, x.margin, [batch, dim], strides) }
-        };
+        fn at(x: &Held, dims: [usize; 2], strides: [isize; 2]) -> View<'_, f32, 2, Device> {
+            x.buffer.strided(x.margin, dims, strides)
+        }
         let b = self.b.buffer.strided(self.b.margin, [batch, 2, dstate], [(seqlen * 2 * dstate) as isize, dstate as isize, 1]);
         let args = SelectiveStep {
-            u: at(&self.u),
-            delta: at(&self.delta),
+            u: at(&self.u, [batch, dim], strides),
+            delta: at(&self.delta, [batch, dim], strides),
             A: self.a.view([dim, dstate]),
             B: Coefficient::<f32, f32, 3, Device>::Varying(b),
             C: Coefficient::Varying(b),
             D: None,
-            z: Some(at(&self.z)),
+            z: Some(at(&self.z, [batch, dim], strides)),
             delta_bias: None,
             state: self.state.view_mut([self.states, dim, dstate]),
             slots,
             out: self.step.view_mut([batch, dim]),
             options: SelectiveOptions { delta_softplus: true, ..Default::default() },
         };
-        on.selective_state_update(args, &mut ws.reborrow())?;
+        on.selective_state_update(args, &mut self.room.workspace())
+    }
+
+    /// A step of the convolution.
+    fn moves(&mut self, on: &Cuda, slots: Option<View<'_, i32, 1, Device>>) -> Result<(), Error> {
+        let [batch, seqlen, dim, _] = self.sizes;
         let args = ConvStep {
-            x: at(&self.u),
+            x: self.u.buffer.strided(self.u.margin, [batch, dim], [(seqlen * dim) as isize, 1]),
             weight: self.weight.view([dim, WIDTH]),
             bias: None,
             window: self.window.view_mut([self.states, WIDTH - 1, dim]),
             slots,
-            out: self.step.view_mut([batch, dim]),
+            out: self.moved.view_mut([batch, dim]),
             silu: false,
         };
-        on.causal_conv1d_update(args, &mut ws.reborrow())
+        on.causal_conv1d_update(args, &mut self.room.workspace())
     }
 
     /// Every number that is written.
     fn results(&self) -> Vec<Vec<f32>> {
         let scans = [&self.out, &self.last, &self.grad_u, &self.grad_delta, &self.grad_a, &self.grad_b, &self.state];
-        scans.into_iter().chain([&self.step, &self.window, &self.conv, &self.grad_x, &self.grad_weight]).map(Held::read).collect()
+        scans
+            .into_iter()
+            .chain([&self.step, &self.moved, &self.window, &self.conv, &self.grad_x, &self.grad_weight])
+            .map(Held::read)
+            .collect()
     }
 
     /// Forgets what was written, states aside.
     fn blank(&mut self) {
         let scans = [&mut self.out, &mut self.last, &mut self.grad_u, &mut self.grad_delta, &mut self.grad_a, &mut self.grad_b];
-        for held in scans.into_iter().chain([&mut self.step, &mut self.conv, &mut self.grad_x, &mut self.grad_weight]) {
+        for held in scans.into_iter().chain([&mut self.step, &mut self.moved, &mut self.conv, &mut self.grad_x, &mut self.grad_weight]) {
             held.set(&vec![f32::NAN; held.len]);
         }
     }
@@ -255,14 +271,14 @@ fn a_graph_replays_to_the_bit() {
         let mut plain = Work::new(&on, SIZES, SIZES[0]);
         let wanted: Vec<_> = (0..2)
             .map(|_| {
-                plain.run(&on, Sequences::Rows, None).expect("the operands are right");
+                plain.run(&on, Sequences::Rows).expect("the operands are right");
                 bits(&plain.results())
             })
             .collect();
         assert!(wanted[0] != wanted[1], "the steps move the state");
         assert!(wanted.iter().flatten().flatten().all(|x| !f32::from_bits(*x).is_nan()), "everything is written");
         let mut work = Work::new(&on, SIZES, SIZES[0]);
-        let graph = on.capture(|| work.run(&on, Sequences::Rows, None)).expect("calls that are compiled can be recorded");
+        let graph = on.capture(|| work.run(&on, Sequences::Rows)).expect("calls that are compiled can be recorded");
         for want in wanted {
             work.blank();
             // SAFETY: the buffers are those of `work`, which is here.
@@ -404,9 +420,27 @@ fn a_small_workspace_is_refused() {
     faults.none();
 }
 
-/// Offsets, ids and slots that mean nothing: whatever comes out, nothing outside a tensor is read or written.
+/// The calls that know sequences, each by itself.
+fn with_sequences(faults: &mut Faults, what: &str, on: &Cuda, work: impl Fn() -> Work, sequences: Sequences<'_, Device>) {
+    type Call = fn(&mut Work, &Cuda, Sequences<'_, Device>) -> Result<(), Error>;
+    let calls: [(&str, Call); 3] = [
+        ("forward", |work, on, sequences| work.scan(on, sequences, false)),
+        ("backward", |work, on, sequences| work.scan(on, sequences, true)),
+        ("convolution", Work::convolve),
+    ];
+    for (name, call) in calls {
+        faults.case(&|| format!("{name}, {what}"), || {
+            let mut work = work();
+            call(&mut work, on, sequences).and_then(|()| on.synchronize()).map_err(|e| e.to_string())?;
+            work.results();
+            Ok(())
+        });
+    }
+}
+
+/// Offsets that mean nothing: whatever comes out, nothing outside a tensor is read or written.
 #[test]
-fn hostile_numbers_in_device_memory_do_no_harm() {
+fn hostile_offsets_in_device_memory_do_no_harm() {
     let (long, most) = (SIZES[1] as i64, i64::MAX);
     let offsets: [[i64; 5]; 7] = [
         [0, 100, 50, 120, 150],
@@ -418,65 +452,68 @@ fn hostile_numbers_in_device_memory_do_no_harm() {
         [long, long, 0, 0, long],
     ];
     let mut faults = Faults::default();
-    for regime in [Regime::Walk, Regime::Split] {
-        let on = engine().clone().with_regime(Some(regime));
-        for of in offsets {
-            let sizes = [1, SIZES[1], SIZES[2], SIZES[3]];
-            faults.case(&|| format!("{regime:?}, offsets {of:?}"), || {
-                let (mut work, held) = (Work::new(&on, sizes, 4), on.upload(&of).expect("small"));
-                let slots = on.upload(&[2i32]).expect("small");
-                let done = work.run(&on, Sequences::CuSeqlens(held.view([5])), Some(slots.view([1])));
-                done.and_then(|()| on.synchronize()).map_err(|e| e.to_string())?;
-                work.results();
-                Ok(())
-            });
-        }
-        let mut draw = Draw(5);
-        for kind in 0..4 {
-            let ids: Vec<i32> = (0..SIZES[0] * SIZES[1])
-                .map(|t| match kind {
-                    0 => -(t as i32),
-                    1 => 1000 - t as i32,
-                    2 => draw.bits() as i32,
-                    _ => {
-                        if t % 2 == 0 {
-                            i32::MAX
-                        } else {
-                            i32::MIN
-                        }
-                    }
-                })
-                .collect();
-            faults.case(&|| format!("{regime:?}, ids of kind {kind}"), || {
-                let (mut work, held) = (Work::new(&on, SIZES, SIZES[0]), on.upload(&ids).expect("small"));
-                let done = work.run(&on, Sequences::SeqIdx(held.view([SIZES[0], SIZES[1]])), None);
-                done.and_then(|()| on.synchronize()).map_err(|e| e.to_string())?;
-                work.results();
-                Ok(())
-            });
-        }
-    }
-    for slots in [[5, 1], [i32::MAX, 0], [2, i32::MIN], [-1, -2], [1 << 30, 3]] {
-        faults.case(&|| format!("slots {slots:?}"), || {
-            let (mut work, held) = (Work::new(engine(), SIZES, 3), engine().upload(&slots).expect("small"));
-            let before = work.state.read();
-            let done = work.steps(engine(), Some(held.view([2])));
-            done.and_then(|()| engine().synchronize()).map_err(|e| e.to_string())?;
-            let (after, out) = (work.state.read(), work.step.read());
-            let each = before.len() / 3;
-            for slot in 0..3 {
-                let (x, y) = (&before[slot * each..][..each], &after[slot * each..][..each]);
-                if (x != y) != slots.contains(&(slot as i32)) {
-                    return Err(format!("slot {slot} is {}", if x == y { "not updated" } else { "updated" }));
-                }
-            }
-            for (row, slot) in slots.iter().enumerate().filter(|(_, s)| !(0..3).contains(*s)) {
-                if out[row * SIZES[2]..][..SIZES[2]].iter().any(|x| !x.is_nan()) {
-                    return Err(format!("row {row} with slot {slot} wrote its out"));
-                }
-            }
-            Ok(())
-        });
+    for (regime, of) in [Regime::Walk, Regime::Split].into_iter().flat_map(|r| offsets.map(|of| (r, of))) {
+        let (on, held) = (engine().clone().with_regime(Some(regime)), engine().upload(&of).expect("small"));
+        let work = || Work::new(&on, [1, SIZES[1], SIZES[2], SIZES[3]], 4);
+        with_sequences(&mut faults, &format!("{regime:?}, offsets {of:?}"), &on, work, Sequences::CuSeqlens(held.view([5])));
     }
     faults.none();
+}
+
+/// Ids that decrease, jump and end.
+#[test]
+fn hostile_ids_in_device_memory_do_no_harm() {
+    let [batch, seqlen, ..] = SIZES;
+    let (mut faults, mut draw) = (Faults::default(), Draw(5));
+    for (regime, kind) in [Regime::Walk, Regime::Split].into_iter().flat_map(|r| (0..4).map(move |kind| (r, kind))) {
+        let id = |t: i32, draw: &mut Draw| match kind {
+            0 => -t,
+            1 => 1000 - t,
+            2 => draw.bits() as i32,
+            _ if t % 2 == 0 => i32::MAX,
+            _ => i32::MIN,
+        };
+        let ids: Vec<i32> = (0..(batch * seqlen) as i32).map(|t| id(t, &mut draw)).collect();
+        let (on, held) = (engine().clone().with_regime(Some(regime)), engine().upload(&ids).expect("small"));
+        let sequences = Sequences::SeqIdx(held.view([batch, seqlen]));
+        with_sequences(&mut faults, &format!("{regime:?}, ids of kind {kind}"), &on, || Work::new(&on, SIZES, batch), sequences);
+    }
+    faults.none();
+}
+
+/// A slot that is not there skips its row, as a negative one does.
+#[test]
+fn hostile_slots_in_device_memory_do_no_harm() {
+    let mut faults = Faults::default();
+    for slots in [[5, 1], [i32::MAX, 0], [2, i32::MIN], [-1, -2], [1 << 30, 3]] {
+        for scan in [true, false] {
+            faults.case(&|| format!("slots {slots:?}, {}", if scan { "scan" } else { "convolution" }), || {
+                let (mut work, held) = (Work::new(engine(), SIZES, 3), engine().upload(&slots).expect("small"));
+                let state = |work: &Work| if scan { work.state.read() } else { work.window.read() };
+                let (before, given) = (state(&work), Some(held.view([2])));
+                let done = if scan { work.steps(engine(), given) } else { work.moves(engine(), given) };
+                done.and_then(|()| engine().synchronize()).map_err(|e| e.to_string())?;
+                let (after, out) = (state(&work), if scan { work.step.read() } else { work.moved.read() });
+                only_these_slots(&slots, &before, &after, &out)
+            });
+        }
+    }
+    faults.none();
+}
+
+/// The slots that rows have are updated, of three; the others, and the out of rows without one, are as they were.
+fn only_these_slots(slots: &[i32], before: &[f32], after: &[f32], out: &[f32]) -> Result<(), String> {
+    let each = before.len() / 3;
+    for slot in 0..3 {
+        let (x, y) = (&before[slot * each..][..each], &after[slot * each..][..each]);
+        if (x != y) != slots.contains(&(slot as i32)) {
+            return Err(format!("slot {slot} is {}", if x == y { "not updated" } else { "updated" }));
+        }
+    }
+    for (row, slot) in slots.iter().enumerate().filter(|(_, s)| !(0..3).contains(*s)) {
+        if out[row * SIZES[2]..][..SIZES[2]].iter().any(|x| !x.is_nan()) {
+            return Err(format!("row {row} with slot {slot} wrote its out"));
+        }
+    }
+    Ok(())
 }
