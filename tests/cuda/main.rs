@@ -9,6 +9,7 @@ mod causal_conv1d;
 mod elementwise;
 mod embedding;
 mod frame;
+mod grid;
 mod interpreter;
 mod linear;
 mod rms_norm;
