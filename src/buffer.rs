@@ -61,11 +61,7 @@ impl<'a> Workspace<'a> {
 
     /// A workspace that several threads hold, each to run its own part of one call: see [`ViewMut::from_raw`].
     pub fn shared(bytes: ViewMut<'a, u8, 1>) -> Result<Self, Error> {
-        bytes.check("workspace", bytes.dims())?;
-        if bytes.dims()[0] > 1 && bytes.strides() != [1] {
-            return Err(Error::Layout { operand: "workspace", why: "it is not contiguous".into() });
-        }
-        Ok(Workspace::over(bytes))
+        Workspace::over(bytes)
     }
 
     /// Takes a slice of `count` arbitrary numbers.
@@ -87,8 +83,15 @@ impl<'a> Workspace<'a> {
 
 impl<'a, M: Memory> Workspace<'a, M> {
     /// All of a contiguous tensor of bytes, in any memory.
-    pub(crate) fn over(free: ViewMut<'a, u8, 1, M>) -> Self {
-        Workspace { free }
+    ///
+    /// # Errors
+    /// [`Error::Layout`] where it is not contiguous or leaves its buffer.
+    pub fn over(free: ViewMut<'a, u8, 1, M>) -> Result<Self, Error> {
+        free.check("workspace", free.dims())?;
+        if free.dims()[0] > 1 && free.strides() != [1] {
+            return Err(Error::Layout { operand: "workspace", why: "it is not contiguous".into() });
+        }
+        Ok(Workspace { free })
     }
 
     /// The same scratch memory for a shorter time: what is taken from it is free again afterwards.

@@ -52,6 +52,12 @@ pub enum Error {
         /// What is missing.
         what: String,
     },
+    /// The driver of a GPU refused something; `why` has its name for the fault and, for a kernel that it could not compile, its log.
+    #[error("CUDA: {why}")]
+    Driver {
+        /// What happened.
+        why: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {why}")]
     File {

@@ -31,6 +31,8 @@ pub mod blelloch;
 pub mod block;
 pub mod buffer;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod element;
 pub mod error;
 pub mod layers;

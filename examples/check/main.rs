@@ -1,5 +1,8 @@
 //! Runs reference cases on every engine of this machine and says how far the results are from the float64 references.
 
+#[macro_use]
+mod kinds_macro;
+
 mod arguments;
 #[allow(dead_code)]
 #[path = "../common/mod.rs"]
@@ -7,6 +10,7 @@ mod common;
 // The tests use more of it than this example.
 #[allow(dead_code)]
 mod harness;
+mod kinds;
 mod output;
 
 use std::process::ExitCode;
@@ -14,6 +18,7 @@ use std::process::ExitCode;
 use harness::engines::engines;
 use harness::suite::{Loaded, cases};
 use indicatif::{ProgressBar, ProgressStyle};
+use kinds::table as engine_table;
 
 use arguments::{Arguments, Asked};
 use output::{Line, Totals};

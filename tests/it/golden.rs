@@ -7,7 +7,7 @@ use selective_scan::element::Dtype;
 
 use crate::harness::case::Case;
 use crate::harness::compare::{Bound, compare};
-use crate::harness::engines::engines;
+use crate::harness::engines::{engines, naive};
 use crate::harness::operation::Check;
 use crate::harness::selective::Selective;
 use crate::harness::suite::{Loaded, cases};
@@ -54,7 +54,7 @@ fn model_case() -> Option<&'static str> {
 }
 
 fn changed(checked: &mut dyn Check) {
-    let entry = &engines()[0];
+    let entry = &naive();
     for i in 0..checked.reference_mut().len() {
         let before = checked.reference_mut()[i].clone();
         let (name, array) = &mut checked.reference_mut()[i];

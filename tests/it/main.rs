@@ -1,5 +1,11 @@
 //! All integration tests, as one binary.
 
+#[macro_use]
+#[path = "../../examples/check/kinds_macro.rs"]
+mod kinds_macro;
+#[path = "../../examples/check/kinds.rs"]
+mod kinds;
+
 mod blelloch;
 mod causal_conv1d;
 mod cpu;
@@ -31,3 +37,5 @@ mod threads;
 mod tidy;
 #[cfg(feature = "model")]
 mod train;
+
+use kinds::table as engine_table;

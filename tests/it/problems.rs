@@ -11,7 +11,7 @@ use selective_scan::ops::Rule;
 use selective_scan::selective::SelectiveOptions;
 
 use crate::harness::array::Array;
-use crate::harness::engines::{Entry, engines};
+use crate::harness::engines::{Entry, engines, naive};
 use crate::harness::operation::{Call, Check as _, Checked, DTYPES, Named, Operation, call};
 use crate::harness::scan::Scan;
 use crate::harness::selective::Selective;
@@ -178,7 +178,7 @@ pub fn data<'a>(results: &'a [Named], name: &str) -> &'a [f64] {
 
 /// The problem with the specification's f64 results as the reference.
 pub fn specified<O: Operation>(problem: O) -> Checked<O> {
-    let reference = run(&engines()[0], Dtype::F64, &problem).into_iter().map(|r| (r.name, r.array)).collect();
+    let reference = run(&naive(), Dtype::F64, &problem).into_iter().map(|r| (r.name, r.array)).collect();
     Checked { problem, reference, terms: Vec::new() }
 }
 

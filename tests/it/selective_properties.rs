@@ -99,7 +99,7 @@ fn terms(problem: &Selective) -> Vec<(String, f64)> {
         for gradient in [Some(&mut masked.grad_out), masked.grad_last_state.as_mut()].into_iter().flatten() {
             gradient.data.iter_mut().filter(|_| draw.unit() < 0.5).for_each(|g| *g = 0.0);
         }
-        for found in run(&crate::harness::engines::engines()[0], Dtype::F64, &masked).into_iter().filter(|r| r.role == Role::Shared) {
+        for found in run(&crate::harness::engines::naive(), Dtype::F64, &masked).into_iter().filter(|r| r.role == Role::Shared) {
             let largest = found.array.data.iter().fold(0.0f64, |most, x| most.max(x.abs()));
             match scales.iter_mut().find(|(n, _)| *n == found.name) {
                 Some((_, scale)) => *scale = scale.max(largest),

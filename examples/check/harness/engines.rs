@@ -1,9 +1,6 @@
 //! The engines of this machine, in one table.
 
-use selective_scan::arch::Isa;
-use selective_scan::blelloch::Blelloch;
 use selective_scan::block;
-use selective_scan::cpu::Cpu;
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
 
@@ -28,18 +25,29 @@ pub struct Entry {
     engine: Engine,
 }
 
+impl Entry {
+    /// A line.
+    pub fn new(name: &'static str, isa: &'static str, engine: Engine) -> Self {
+        Entry { name, isa, engine }
+    }
+}
+
 /// The kinds of engines, how each is told who runs its parts, and what it calls its kernels.
 macro_rules! engines {
-    ($($kind:ident: $par:expr, $kernel:expr;)+) => {
+    ($($(#[$condition:meta])? $kind:ident: $par:expr, $kernel:expr;)+) => {
+        /// An engine of any of these kinds.
         #[derive(Debug, Clone)]
-        enum Engine {
-            $($kind($kind),)+
+        pub enum Engine {
+            $($(#[$condition])? $kind($kind),)+
         }
 
         impl Entry {
             /// What really runs for an operator. Convolutions, norms and products are the same functions for host memory on every
             /// engine; of a block or a model the scan is the engine's own.
             pub fn kernel(&self, op: &str) -> String {
+                if self.name == "cuda" {
+                    return format!("cuda {op}");
+                }
                 match op {
                     "causal_conv1d" => return format!("host {op}"),
                     "mamba_block" => return format!("{}, host causal_conv1d, host linear", self.kernel("selective_scan")),
@@ -47,14 +55,14 @@ macro_rules! engines {
                     _ => {}
                 }
                 match &self.engine {
-                    $(Engine::$kind(engine) => $kernel(engine, op),)+
+                    $($(#[$condition])? Engine::$kind(engine) => $kernel(engine, op),)+
                 }
             }
 
             /// The same engine with its parts run in another way.
             pub fn with_par(&self, par: Par) -> Self {
                 let engine = match &self.engine {
-                    $(Engine::$kind(engine) => Engine::$kind($par(engine, par)),)+
+                    $($(#[$condition])? Engine::$kind(engine) => Engine::$kind($par(engine, par)),)+
                 };
                 Entry { engine, ..self.clone() }
             }
@@ -62,26 +70,30 @@ macro_rules! engines {
             /// Calls the visitor with the engine.
             pub fn visit<V: Visit>(&self, visitor: V) -> V::Output {
                 match &self.engine {
-                    $(Engine::$kind(engine) => visitor.visit(engine),)+
+                    $($(#[$condition])? Engine::$kind(engine) => visitor.visit(engine),)+
                 }
             }
         }
     };
 }
 
-engines! {
-    Naive: |engine: &Naive, _| *engine, |_, op| format!("naive {op}");
-    Blelloch: |_, par| Blelloch::with_par(par), |_, op| format!("blelloch {op}");
-    Cpu: |engine: &Cpu, par| engine.with_par(par), |engine: &Cpu, op| format!("cpu {op} {}", engine.isa().name());
+// The program that this is part of says which kinds it has: each costs it time to build.
+engine_kinds!(engines);
+
+/// The first GPU of this machine, opened once.
+#[cfg(feature = "cuda")]
+pub fn gpu() -> Result<&'static selective_scan::cuda::Cuda, selective_scan::Error> {
+    use selective_scan::cuda::Cuda;
+    static GPU: std::sync::OnceLock<Result<Cuda, selective_scan::Error>> = std::sync::OnceLock::new();
+    GPU.get_or_init(|| Cuda::new(0)).as_ref().map_err(Clone::clone)
 }
 
-/// Every engine at every ISA level that this machine has.
+/// The specification.
+pub fn naive() -> Entry {
+    Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) }
+}
+
+/// Every engine that is under test, at every ISA level.
 pub fn engines() -> Vec<Entry> {
-    let mut all = vec![Entry { name: "naive", isa: "none", engine: Engine::Naive(Naive) }];
-    all.push(Entry { name: "blelloch", isa: "none", engine: Engine::Blelloch(Blelloch::new()) });
-    for isa in Isa::available() {
-        let engine = Cpu::new().with_isa(isa).expect("an available instruction set");
-        all.push(Entry { name: "cpu", isa: isa.name(), engine: Engine::Cpu(engine) });
-    }
-    all
+    crate::engine_table()
 }

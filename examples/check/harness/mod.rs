@@ -4,6 +4,8 @@
 #![allow(non_snake_case)]
 
 pub mod array;
+#[cfg(feature = "cuda")]
+pub mod carried;
 pub mod case;
 pub mod compare;
 pub mod conv1d;

@@ -1,0 +1,153 @@
+//! The GPU engine: PTX written by hand, one template an operator (`ptx/`), compiled by the driver at first use. Feature `cuda`.
+//!
+//! It builds on any machine and needs a driver to run, which is looked for when an engine is made: [`Cuda::new`] is an `Err` where there is
+//! none. Tensors live in [`DeviceBuffer`]s, in cudarc's slices ([`Cuda::view`]) or at the caller's own addresses ([`View::from_address`]); views of them have
+//! the type [`Device`] for their memory, so none reaches a CPU engine.
+//!
+//! Everything runs on one stream, the caller's where the engine was made by [`Cuda::on`], in order; calls return before the device is done,
+//! and copies to the host wait. The calls of the engine's traits neither allocate nor synchronise after their first use of a kernel, so they can be captured ([`Cuda::capture`]).
+//!
+//! Results are the same bits on every repeat, on every card, and whatever else is in the batch: no atomics on floating-point numbers, and
+//! sums in an order that depends on a row's own sizes only.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytemuck::Pod;
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
+
+use crate::error::Error;
+use crate::view::{Device, View, ViewMut};
+
+mod causal_conv1d;
+pub mod driver;
+pub mod expression;
+mod graph;
+mod launch;
+mod linear;
+mod memory;
+mod module;
+mod params;
+mod rms_norm;
+mod scan;
+mod selective;
+mod selective_scan_bwd;
+mod selective_scan_fwd;
+mod selective_state_update;
+mod shared;
+pub mod template;
+pub mod variants;
+
+pub use graph::Graph;
+pub use memory::DeviceBuffer;
+
+use driver::{Driver, Function, Properties};
+
+/// How a scan runs. Both give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Regime {
+    /// A thread walks a row's time with its states in registers: for many rows.
+    Walk,
+    /// Time is cut into carry chunks that blocks take side by side: for few rows.
+    Split,
+}
+
+/// The engine. Clones share the context, the stream and the compiled kernels.
+#[derive(Clone)]
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    kernels: Arc<Mutex<HashMap<String, Function>>>,
+    regime: Option<Regime>,
+}
+
+impl core::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Cuda({})", self.driver.properties().name)
+    }
+}
+
+/// How many GPUs there are. An `Err` where there is no driver.
+pub fn count() -> Result<usize, Error> {
+    module::count()
+}
+
+impl Cuda {
+    /// The GPU with this number, in its primary context, on a stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where there is no driver, no such GPU, or one older than compute capability 8.0.
+    pub fn new(ordinal: usize) -> Result<Self, Error> {
+        Self::on(module::open(ordinal)?)
+    }
+
+    /// On the caller's stream, in its context.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the GPU is older than compute capability 8.0.
+    pub fn on(stream: Arc<CudaStream>) -> Result<Self, Error> {
+        Ok(Self::with_driver(Arc::new(module::Context::new(stream)?)))
+    }
+
+    /// On anything that behaves like a card: tests bring an interpreter.
+    #[doc(hidden)]
+    pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
+        Cuda { driver, kernels: Arc::default(), regime: None }
+    }
+
+    /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.
+    pub fn with_regime(mut self, regime: Option<Regime>) -> Self {
+        self.regime = regime;
+        self
+    }
+
+    /// What the card is.
+    pub fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    /// Waits for everything that was asked for.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.driver.synchronize()
+    }
+
+    /// Time on the device that `work` takes.
+    pub fn time(&self, mut work: impl FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
+        self.driver.time(&mut work)
+    }
+
+    /// A buffer of `len` arbitrary elements.
+    pub fn buffer<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>, Error> {
+        DeviceBuffer::new(&self.driver, len)
+    }
+
+    /// A buffer with a copy of `data`.
+    pub fn upload<T: Pod>(&self, data: &[T]) -> Result<DeviceBuffer<T>, Error> {
+        DeviceBuffer::from_slice(&self.driver, data)
+    }
+
+    /// A view of a cudarc slice or of a view of one; the engine's stream must be the slice's, or ordered after it by the caller.
+    pub fn view<'a, T: Pod, const R: usize>(
+        &self,
+        slice: &'a impl DevicePtr<T>,
+        stream: &CudaStream,
+        dims: [usize; R],
+        strides: [isize; R],
+    ) -> View<'a, T, R, Device> {
+        let (address, _guard) = slice.device_ptr(stream);
+        View::at_address(address as usize, slice.len(), 0, dims, strides)
+    }
+
+    /// As [`Cuda::view`], of one that is written.
+    pub fn view_mut<'a, T: Pod, const R: usize>(
+        &self,
+        slice: &'a mut impl DevicePtrMut<T>,
+        stream: &CudaStream,
+        dims: [usize; R],
+        strides: [isize; R],
+    ) -> ViewMut<'a, T, R, Device> {
+        let len = slice.len();
+        let (address, _guard) = slice.device_ptr_mut(stream);
+        ViewMut::at_address(address as usize, len, 0, dims, strides)
+    }
+}

@@ -1,0 +1,18 @@
+//! The snippets of `ptx/shared`, which templates paste by `//!use NAME`.
+
+/// The text of `ptx/shared/NAME.ptx`.
+pub fn snippet(name: &str) -> Option<&'static str> {
+    SNIPPETS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+macro_rules! snippets {
+    ($($name:literal)*) => {
+        /// Every snippet by name.
+        pub const SNIPPETS: &[(&str, &str)] = &[$(($name, include_str!(concat!("../../ptx/shared/", $name, ".ptx"))),)*];
+    };
+}
+
+snippets! {
+    "load"
+    "store"
+}

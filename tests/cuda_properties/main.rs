@@ -1,0 +1,42 @@
+//! Every reference case and every property that holds for all engines, on the GPU engine: on a GPU where there is one, else on the interpreter of PTX.
+
+/// The kinds of engines of this program: each costs it time to build.
+macro_rules! engine_kinds {
+    ($define:ident) => {
+        use super::carried::Carried;
+
+        $define! {
+            Naive: |engine: &Naive, _| *engine, |_, op| format!("naive {op}");
+            Carried: |engine: &Carried, _| *engine, |_, op| format!("cuda {op}");
+        }
+    };
+}
+
+#[path = "../it/golden.rs"]
+mod golden;
+#[path = "../../examples/check/harness/mod.rs"]
+#[allow(dead_code)]
+mod harness;
+#[path = "../cuda/interpreter.rs"]
+mod interpreter;
+#[path = "../it/lengths.rs"]
+#[allow(dead_code)]
+mod lengths;
+#[path = "../it/nan_contract.rs"]
+mod nan_contract;
+#[path = "../it/problems.rs"]
+#[allow(dead_code)]
+mod problems;
+#[path = "../it/scan_properties.rs"]
+mod scan_properties;
+#[path = "../it/selective_properties.rs"]
+mod selective_properties;
+
+use harness::carried::Carried;
+use harness::engines::{Engine, Entry};
+
+/// The engine under test.
+fn engine_table() -> Vec<Entry> {
+    let (engine, checked) = interpreter::engine();
+    vec![Entry::new("cuda", "ptx", Engine::Carried(Carried::new(engine, checked)))]
+}
