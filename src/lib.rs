@@ -12,8 +12,8 @@
 //!    associative operator ([`ops::Monoid`]).
 //! 2. [`selective::SelectiveScan`]: the formulas above, their gradients, and the decode step; packed sequences
 //!    ([`sequences::Sequences`]), real or complex A, three rules of discretisation ([`ops::Rule`]).
-//! 3. [`layers`]: causal depthwise convolution, RMSNorm with a residual stream, linear.
-//! 4. [`block`]: the whole Mamba block, forward and backward, prefill and step.
+//! 3. [`layers`]: causal depthwise convolution, RMSNorm with a residual stream, linear, and elementwise copies, zeros and sums.
+//! 4. [`block`]: the whole Mamba block, forward and backward, prefill and step, in the memory of its engine.
 //! 5. `model`, with the feature of that name: stacks of blocks in the published layout, training, generation.
 //!
 //! Engines are [`naive::Naive`] (the specification), [`blelloch::Blelloch`] (a tree over time) and [`cpu::Cpu`] (fused SIMD kernels of

@@ -184,8 +184,11 @@ fn table(results: &BTreeMap<String, Vec<Resources>>) -> String {
 
 /// Whether the template's note accepts that a variant spills: a line `Spills accepted: ` and names, each with at most one `*`.
 fn accepted(template: &str, entry: &str) -> bool {
-    let note = std::fs::read_to_string(root().join(format!("asm-notes/{template}.md"))).unwrap_or_default();
-    let names = note.lines().filter_map(|l| l.strip_prefix("Spills accepted:")).flat_map(|l| l.split('`').skip(1).step_by(2));
+    let folder = root().join("asm-notes/ptx");
+    let own = |path: &PathBuf| path.file_stem().and_then(|s| s.to_str()).is_some_and(|stem| template.starts_with(stem));
+    let notes = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(own);
+    let notes: String = notes.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+    let names = notes.lines().filter_map(|l| l.strip_prefix("Spills accepted:")).flat_map(|l| l.split('`').skip(1).step_by(2));
     names.into_iter().any(|name| match name.split_once('*') {
         Some((start, end)) => entry.starts_with(start) && entry.ends_with(end),
         None => entry == name,

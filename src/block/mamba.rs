@@ -267,3 +267,6 @@ pub struct MambaBlock<'e, E> {
     /// The engine.
     pub engine: &'e E,
 }
+
+#[cfg(test)]
+mod tests;

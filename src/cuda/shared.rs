@@ -13,6 +13,26 @@ macro_rules! snippets {
 }
 
 snippets! {
+    "cexp"
+    "cexp2"
+    "cphi1"
+    "crcp"
+    "exp"
+    "exp2"
+    "exp2_fast"
+    "exp_parts"
+    "expm1"
     "load"
+    "load_pair"
+    "log1p"
+    "phi1"
+    "rcp_near"
+    "scale"
+    "sigmoid"
+    "silu"
+    "sincos"
+    "sincos_sum"
+    "softplus"
     "store"
+    "store_pair"
 }

@@ -156,7 +156,7 @@ fn block_params<'a, T: Real>(layer: &'a Layer<T>, sizes: &Sizes, decay: Option<&
 }
 
 impl<E: HostEngine> MambaLm<E> {
-    /// A model of a configuration on an engine; `par` runs the elementwise parts.
+    /// A model of a configuration on an engine; `par` runs what no engine does: embedding, loss and their gradients.
     ///
     /// # Errors
     /// [`Error::Value`] naming the key of the configuration that makes no model.

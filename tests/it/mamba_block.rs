@@ -7,11 +7,12 @@ use selective_scan::Error;
 use selective_scan::arch::Isa;
 use selective_scan::blelloch::Blelloch;
 use selective_scan::block::HostEngine;
-use selective_scan::block::mamba::MambaInputs;
+use selective_scan::block::mamba::{MambaBlock, MambaBwd, MambaFwd, MambaGrads, MambaInputs, MambaMemory, MambaSaved};
+use selective_scan::buffer::{Buffer, Workspace};
 use selective_scan::cpu::Cpu;
 use selective_scan::element::Input;
 use selective_scan::naive::Naive;
-use selective_scan::view::View;
+use selective_scan::view::{View, ViewMut};
 
 use crate::harness::array::Array;
 use crate::harness::mamba_block::typed::{Operands, Tensors, Weights, steps};
@@ -320,4 +321,79 @@ fn wrong_operands_are_named() {
     assert_eq!(named(good, |i| i.initial_window = Some(i.x)), "initial_window");
     assert_eq!(named(good, |i| i.initial_state = Some(i.x)), "initial_state");
     assert_eq!(named(good, |i| i.x = View::new(&x[1..], [2, 3, 3])), "x");
+}
+
+/// ∂ℓ/∂x of Σ out, by what a forward call kept.
+fn backward_of(inputs: MambaInputs<'_, f64>, saved: &MambaSaved<'_, f64>) -> Result<Vec<f64>, Error> {
+    let (block, p, dims) = (MambaBlock { engine: &Naive }, inputs.check()?, inputs.x.dims());
+    let ones = vec![1.0; dims.iter().product()];
+    let mut grad = vec![f64::NAN; ones.len()];
+    let args = MambaBwd {
+        inputs,
+        saved,
+        grad_out: View::new(&ones, dims),
+        grad_final_window: None,
+        grad_last_state: None,
+        grads: MambaGrads { x: Some(ViewMut::new(&mut grad, dims)), ..Default::default() },
+    };
+    block.backward(args, &mut Buffer::new().workspace(block.backward_workspace::<f64>(&p))).map(|()| grad)
+}
+
+fn forward_of(inputs: MambaInputs<'_, f64>, saved: &mut MambaSaved<'_, f64>) -> Result<(), Error> {
+    let (block, p, dims) = (MambaBlock { engine: &Naive }, inputs.check()?, inputs.x.dims());
+    let mut out = vec![0.0; dims.iter().product()];
+    let args = MambaFwd { inputs, out: ViewMut::new(&mut out, dims), final_window: None, last_state: None };
+    block.forward_saving(args, saved, &mut Buffer::new().workspace(block.saving_workspace::<f64>(&p)))
+}
+
+fn operand(result: Result<Vec<f64>, Error>) -> &'static str {
+    match result {
+        Err(Error::Value { operand, .. } | Error::Shape { operand, .. }) => operand,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_was_kept_serves_its_own_backward_only() {
+    let t = random_case(2, 5, 2, 6);
+    let weights = Weights::<f64>::new(&t, Layout::Contiguous);
+    let inputs = |seqlen| MambaInputs::new(weights.params(), View::new(&t["x"].data, [2, seqlen, 3]));
+    let [long, short] = [5, 3].map(|seqlen| inputs(seqlen).check().unwrap());
+    let mut memory = MambaMemory::new();
+    assert_eq!(operand(backward_of(inputs(5), &memory.saved(&long))), "saved");
+    forward_of(inputs(5), &mut memory.saved(&long)).unwrap();
+    let want = backward_of(inputs(5), &memory.saved(&long)).unwrap();
+    assert_eq!(operand(backward_of(inputs(3), &memory.saved(&long))), "saved");
+    // Twice from one call, and not after another had the memory.
+    assert_eq!(backward_of(inputs(5), &memory.saved(&long)).unwrap(), want);
+    forward_of(inputs(3), &mut memory.saved(&short)).unwrap();
+    assert_eq!(operand(backward_of(inputs(5), &memory.saved(&long))), "saved");
+    // Handing the memory to another is enough, since it may have been written or moved.
+    forward_of(inputs(5), &mut memory.saved(&long)).unwrap();
+    memory.saved(&short).x.fill(0.0);
+    assert_eq!(operand(backward_of(inputs(5), &memory.saved(&long))), "saved");
+    // Room for another problem is refused before anything is written.
+    assert_eq!(operand(forward_of(inputs(5), &mut memory.saved(&short)).map(|()| Vec::new())), "saved.xz");
+}
+
+#[test]
+fn what_is_kept_is_carved_from_any_workspace() {
+    let t = random_case(2, 5, 2, 6);
+    let weights = Weights::<f64>::new(&t, Layout::Contiguous);
+    let inputs = MambaInputs::new(weights.params(), View::new(&t["x"].data, [2, 5, 3]));
+    let p = inputs.check().unwrap();
+    let mut memory = MambaMemory::new();
+    let mut saved = memory.saved(&p);
+    forward_of(inputs, &mut saved).unwrap();
+    let want = backward_of(inputs, &saved).unwrap();
+    let (mut buffer, mut kept) = (Buffer::new(), None);
+    let bytes = p.saved_bytes::<f64>();
+    let mut small = [0; 64];
+    let refused = MambaSaved::<f64>::carve(&p, &mut Workspace::new(&mut small), &mut kept);
+    assert!(matches!(refused, Err(Error::Workspace { .. })));
+    forward_of(inputs, &mut MambaSaved::carve(&p, &mut buffer.workspace(bytes), &mut kept).unwrap()).unwrap();
+    assert_eq!(kept, Some(p));
+    // Carved anew, the tensors are where they were.
+    let again = MambaSaved::carve(&p, &mut buffer.workspace(bytes), &mut kept).unwrap();
+    assert_eq!(backward_of(inputs, &again).unwrap(), want);
 }

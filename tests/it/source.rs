@@ -173,7 +173,7 @@ fn collect(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
 
 /// Every Rust file of the repository.
 pub fn rust() -> Vec<Source> {
-    let all: Vec<Source> = ["src", "tests", "benches", "examples", "fuzz"].iter().flat_map(|f| files(f, "rs")).collect();
+    let all: Vec<Source> = ["src", "tests", "benches", "examples", "fuzz", "sim"].iter().flat_map(|f| files(f, "rs")).collect();
     assert!(all.iter().any(|s| s.path == "src/lib.rs"), "run from the package root");
     all
 }

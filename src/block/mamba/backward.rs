@@ -57,9 +57,8 @@ impl<E: Engine> MambaBlock<'_, E> {
     pub fn backward_workspace<I: Input>(&self, p: &MambaProblem) -> usize {
         let engine = self.engine;
         let products = p.products().map(|q| engine.linear_bwd_workspace::<I>(q).max(engine.linear_fwd_workspace::<I>(q)));
-        let others = engine
-            .causal_conv1d_bwd_workspace::<I>(&p.conv())
-            .max(engine.selective_scan_bwd_workspace::<I, I::Accum>(&p.selective()));
+        let others =
+            engine.causal_conv1d_bwd_workspace::<I>(&p.conv()).max(engine.selective_scan_bwd_workspace::<I, I::Accum>(&p.selective()));
         let rows = p.rows();
         let inner = 4 * bytes_of::<I>(rows * p.inner) + bytes_of::<I>(rows * 2 * p.inner) + bytes_of::<I>(rows * p.dbl());
         let own = inner + bytes_of::<I::Accum>(p.inner * p.dstate) + 3 * bytes_of::<I>(rows * p.hidden);
