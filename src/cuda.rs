@@ -20,8 +20,12 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod cast;
 mod causal_conv1d;
+#[cfg(feature = "cublaslt")]
+mod cublaslt;
 pub mod driver;
+mod elementwise;
 pub mod expression;
 mod graph;
 mod launch;
@@ -36,10 +40,12 @@ mod selective_scan_bwd;
 mod selective_scan_fwd;
 mod selective_state_update;
 mod shared;
+mod sum;
 pub mod template;
 pub mod variants;
 
 pub use graph::Graph;
+pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
 use driver::{Driver, Function, Properties};
@@ -56,6 +62,8 @@ pub enum Regime {
 /// The engine. Clones share the context, the stream and the compiled kernels.
 #[derive(Clone)]
 pub struct Cuda {
+    // Before the driver, because a library must go before the context that it lives in.
+    choice: linear::Choice,
     driver: Arc<dyn Driver>,
     kernels: Arc<Mutex<HashMap<String, Function>>>,
     regime: Option<Regime>,
@@ -92,7 +100,7 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
-        Cuda { driver, kernels: Arc::default(), regime: None }
+        Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.

@@ -280,11 +280,7 @@ impl Env<'_> {
                     }
                     Op::BrxIdx { index, targets } => {
                         w.need(entry, *index, exec)?;
-                        for lane in lanes(exec) {
-                            let k = w.get(*index)[lane] as usize;
-                            let Some(&t) = targets.get(k) else { return fault(lane as u32, format!("brx.idx {k} of {}", targets.len())) };
-                            w.park(t, 1 << lane);
-                        }
+                        scatter(w, *index, targets, exec)?;
                         w.park(pc + 1, mask & !exec);
                         mask = 0;
                         break;
@@ -304,13 +300,7 @@ impl Env<'_> {
                             mask = 0;
                             break;
                         }
-                        if exec != w.live {
-                            let missing = w.live & !exec;
-                            return fault(
-                                exec.trailing_zeros(),
-                                format!("barrier reached by threads {exec:#010x} of the warp, but not by {missing:#010x}, which still run"),
-                            );
-                        }
+                        whole(exec, w.live)?;
                         w.park(pc + 1, mask);
                         return Ok(Stop::Barrier);
                     }
@@ -326,16 +316,19 @@ impl Env<'_> {
             w.park(pc, mask);
             if slice >= SLICE {
                 held.into_iter().for_each(|h| w.park(h.pc, h.mask));
-                if self.stats.instructions > self.limit {
-                    return fault(0, format!("more than {} instructions executed: the kernel seems to hang", self.limit));
-                }
+                self.within_limit()?;
                 return Ok(Stop::Slice);
             }
         }
-        if self.stats.instructions > self.limit {
-            return fault(0, format!("more than {} instructions executed: the kernel seems to hang", self.limit));
-        }
+        self.within_limit()?;
         Ok(Stop::Done)
+    }
+
+    fn within_limit(&self) -> Res {
+        if self.stats.instructions <= self.limit {
+            return Ok(());
+        }
+        fault(0, format!("more than {} instructions executed: the kernel seems to hang", self.limit))
     }
 
     /// One instruction without control flow, for the lanes of `m`.
@@ -518,4 +511,26 @@ fn carry(e: &Entry, w: &mut Warp, m: u32, op: &Op) -> Res {
         w.carry_init |= m;
     }
     Ok(())
+}
+
+/// Sends each thread where its index says.
+fn scatter(w: &mut Warp, index: Slot, targets: &[u32], exec: u32) -> Res {
+    for lane in lanes(exec) {
+        let k = w.get(index)[lane] as usize;
+        let Some(&target) = targets.get(k) else { return fault(lane as u32, format!("brx.idx {k} of {}", targets.len())) };
+        w.park(target, 1 << lane);
+    }
+    Ok(())
+}
+
+/// A barrier wants every thread of the warp that still runs.
+fn whole(exec: u32, live: u32) -> Res {
+    if exec == live {
+        return Ok(());
+    }
+    let missing = live & !exec;
+    fault(
+        exec.trailing_zeros(),
+        format!("barrier reached by threads {exec:#010x} of the warp, but not by {missing:#010x}, which still run"),
+    )
 }

@@ -13,6 +13,7 @@ macro_rules! snippets {
 }
 
 snippets! {
+    "block_fold"
     "cexp"
     "cexp2"
     "cphi1"
@@ -25,7 +26,10 @@ snippets! {
     "load"
     "load_pair"
     "log1p"
+    "narrow"
     "phi1"
+    "pieces_load"
+    "pieces_store"
     "rcp_near"
     "scale"
     "sigmoid"
@@ -35,4 +39,5 @@ snippets! {
     "softplus"
     "store"
     "store_pair"
+    "widen"
 }

@@ -15,7 +15,7 @@ pub struct Template {
 /// The template of `ptx/NAME.ptx`.
 macro_rules! template {
     ($name:literal) => {
-        $crate::cuda::template::Template { name: $name, text: include_str!(concat!("../../ptx/", $name, ".ptx")) }
+        $crate::cuda::template::Template { name: $name, text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/ptx/", $name, ".ptx")) }
     };
 }
 pub(crate) use template;

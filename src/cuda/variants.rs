@@ -1,6 +1,8 @@
 //! The shipping table: every variant of every template that the engine can ask for.
 
 use super::launch::Kernel;
+use super::linear;
+use super::{cast, elementwise, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -20,7 +22,20 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 
 /// All of them.
 pub fn variants() -> Vec<Variant> {
-    let all = Vec::new();
+    let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<linear::Tiles>(&mut all);
+    add::<linear::Bias>(&mut all);
+    add::<linear::TilesMma>(&mut all);
+    add::<linear::Rows>(&mut all);
+    add::<linear::RowsMma>(&mut all);
+    add::<linear::Sum>(&mut all);
+    add::<cast::Cast>(&mut all);
+    add::<elementwise::Each>(&mut all);
+    add::<rms_norm::Backward>(&mut all);
+    add::<rms_norm::Forward>(&mut all);
+    add::<sum::Sum>(&mut all);
+    add::<sum::SumColumns>(&mut all);
     all
 }

@@ -1,11 +1,20 @@
 //! The GPU engine, one module an operator. Where there is no GPU the same tests run its kernels on an interpreter of PTX, which checks every
 //! memory access; those that need the real thing say in one line that they are skipped.
 
+mod arrays;
 #[path = "../../examples/check/harness/carried/mod.rs"]
 #[allow(dead_code)]
 mod carried;
+mod elementwise;
 mod frame;
 mod interpreter;
+mod linear;
+mod rms_norm;
+mod selective_state_update;
+mod tensor;
+#[path = "../it/tensors.rs"]
+#[allow(dead_code)]
+mod tensors;
 
 use selective_scan::cuda::Cuda;
 

@@ -28,7 +28,7 @@ const OUTSIDE: [(&str, &[&str]); 6] = [
     ("gemm", &["src/layers/linear.rs"]),
     ("safetensors", &["src/model/"]),
     ("serde_json", &["src/model/"]),
-    ("cudarc", &["src/cuda/"]),
+    ("cudarc", &["src/cuda/", "src/cuda.rs"]),
 ];
 /// What `arch/generic` may not name: it knows registers and slices, nothing else.
 const NOT_IN_GENERIC: [&str; 8] = ["View", "ViewMut", "Vec", "Box", "thread", "std", "Workspace", "Par"];

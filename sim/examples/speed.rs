@@ -1,5 +1,6 @@
-//! How fast the interpreter is: `cargo test --test speed -- --ignored --nocapture`.
+//! How fast the interpreter is: `cargo run --release --example speed`.
 
+#[path = "../tests/common/mod.rs"]
 mod common;
 use common::*;
 use std::time::Instant;
@@ -17,9 +18,7 @@ fn measure(name: &str, body: &str) {
     println!("{name}: {rate:.0} million thread instructions a second");
 }
 
-#[test]
-#[ignore = "prints rates, checks nothing"]
-fn rates() {
+fn main() {
     measure("fma", &"fma.rn.f32 %f1, %f1, %f2, %f2; ".repeat(20));
     measure("integer", &"mad.lo.s32 %r1, %r0, 3, %r0; xor.b32 %r2, %r1, 5; ".repeat(10));
     measure("ex2", &"ex2.approx.ftz.f32 %f3, %f2; ".repeat(20));
