@@ -45,6 +45,8 @@ pub mod template;
 pub mod variants;
 
 pub use graph::Graph;
+#[cfg(feature = "model")]
+pub(crate) use graph::Recordings;
 pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
