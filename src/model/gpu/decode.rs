@@ -202,12 +202,12 @@ fn step<T: Real>(engine: &Cuda, steps: &mut Steps<'_, T>, [rows, _]: [usize; 2])
     // Two streams by turns, as in the forward call.
     let (mut before, mut after) = (first, second);
     engine.embedding_fwd(parameters.embeddings(), tokens.view([rows]), out.view_mut(dims))?;
-    for i in 0..model.sizes().layers {
+    for (i, decay) in decay.iter().enumerate() {
         let stream = (i > 0).then_some(before.view(dims));
         model.norm(parameters.norm(Some(i)), out.view(dims), stream, after.view_mut(dims), normed.view_mut(dims), &mut ws)?;
         core::mem::swap(&mut before, &mut after);
         let args = MambaStep {
-            params: parameters.block(i, Some(decay[i].view(decay_dims))),
+            params: parameters.block(i, Some(decay.view(decay_dims))),
             x: normed.view(dims),
             window: state.windows[i].view_mut([p.states, p.width - 1, p.inner]),
             state: state.states[i].view_mut([p.states, p.inner, p.dstate]),

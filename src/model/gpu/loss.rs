@@ -44,7 +44,7 @@ impl GpuLm {
             Some(state) => {
                 state.check(self.sizes(), batch)?;
                 let mut next = GpuState::zeros(self.engine(), self.sizes(), batch)?;
-                (call.initial, call.last) = (Some(state), Some(&mut next));
+                (call.initial, call.last) = (Some(&*state), Some(&mut next));
                 self.hidden(parameters, call, memory)?;
                 *state = next;
             }

@@ -221,7 +221,10 @@ impl<'a, T: Real> Pieces<'a, T> {
     }
 
     /// Where the gradients of a block go.
-    pub fn block(&mut self, layer: usize, x: ViewMut<'a, T, 3, Device>) -> MambaGrads<'a, T, Device> {
+    pub fn block<'b>(&mut self, layer: usize, x: ViewMut<'b, T, 3, Device>) -> MambaGrads<'b, T, Device>
+    where
+        'a: 'b,
+    {
         let (Sizes { hidden, inner, state, rank, conv, .. }, i) = (*self.sizes, Some(layer));
         MambaGrads {
             x: Some(x),
