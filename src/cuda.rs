@@ -52,6 +52,8 @@ pub mod variants;
 pub use adamw::{AdamWArgs, AdamWStep};
 pub use cross_entropy::Targets;
 pub use graph::Graph;
+#[cfg(feature = "model")]
+pub(crate) use graph::Recordings;
 pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
