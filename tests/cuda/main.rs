@@ -12,6 +12,8 @@ mod frame;
 mod grid;
 mod interpreter;
 mod linear;
+#[cfg(feature = "model")]
+mod model;
 mod rms_norm;
 mod selective_scan_fwd;
 mod selective_state_update;
