@@ -109,6 +109,7 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
+        let driver = Arc::new(driver::Gated::new(driver));
         Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
     }
 

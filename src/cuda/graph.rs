@@ -29,15 +29,28 @@ impl Drop for Graph {
     }
 }
 
+/// A recording that a panic leaves: it is ended and thrown away.
+struct Recording<'a>(&'a Cuda);
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if let Ok(id) = self.0.driver.end_capture() {
+            self.0.driver.forget(id);
+        }
+    }
+}
+
 impl Cuda {
     /// Records what `work` asks of this engine; it must neither allocate, nor load a kernel for the first time, nor copy to or from the host.
-    /// So call it once plainly before.
+    /// So call it once plainly before. What other threads ask of this engine meanwhile waits until the recording ends; `work` must not wait for them.
     ///
     /// # Errors
     /// What `work` or the driver says.
     pub fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
         self.driver.begin_capture()?;
+        let recording = Recording(self);
         let done = work();
+        core::mem::forget(recording);
         let id = self.driver.end_capture();
         done?;
         Ok(Graph { engine: self.clone(), id: Some(id?) })

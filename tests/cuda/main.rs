@@ -12,6 +12,7 @@ mod frame;
 mod grid;
 mod interpreter;
 mod linear;
+mod mamba_block;
 #[cfg(feature = "model")]
 mod model;
 mod rms_norm;
