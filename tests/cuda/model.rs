@@ -229,8 +229,14 @@ fn trainer(config: &ModelConfig) -> (GpuTrainer, Parameters<f32>, AdamW) {
 
 #[test]
 fn training_is_the_hosts() {
+    trains(false);
+    trains(true);
+}
+
+fn trains(record: bool) {
     let config = small(true);
     let (mut trainer, mut parameters, mut optimizer) = trainer(&config);
+    trainer.record(record);
     let host = MambaLm::new(config.clone(), Naive, Par::Seq).expect("a small model");
     let (mut memory, mut gradients) = (LmMemory::default(), parameters.zeros_like());
     for step in 0..5 {
@@ -244,7 +250,9 @@ fn training_is_the_hosts() {
     }
     let (got, moments) = trainer.download().expect("it can be read");
     assert_eq!((moments.step, moments.options), (5, OPTIONS));
-    for (got, want, bound) in [(&got, &parameters, 2e-5), (&moments.first, &optimizer.first, 2e-4), (&moments.second, &optimizer.second, 4e-4)] {
+    for (got, want, bound) in
+        [(&got, &parameters, 2e-5), (&moments.first, &optimizer.first, 2e-4), (&moments.second, &optimizer.second, 4e-4)]
+    {
         for ((spec, got), (_, want)) in got.tensors().iter().zip(want.tensors()) {
             let off = error(got, &want.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
             assert!(off <= bound, "{}: {off}", spec.name);

@@ -170,7 +170,8 @@ impl<T: Real> GpuMemory<T> {
 
     /// Whether it is large enough.
     pub(super) fn fits(&self, need: &Need) -> bool {
-        let layer = |kept: &Kept<T>| fits(&kept.residual, need.stream) && fits(&kept.normed, need.stream) && fits(&kept.block.buffer, need.kept);
+        let layer =
+            |kept: &Kept<T>| fits(&kept.residual, need.stream) && fits(&kept.normed, need.stream) && fits(&kept.block.buffer, need.kept);
         let streams = [(&self.out, need.stream), (&self.residual, need.stream), (&self.hidden, need.stream), (&self.logits, need.logits)];
         let grads = [(&self.grad[0], need.grad), (&self.grad[1], need.grad), (&self.grad_head, need.grad_head)];
         self.layers.len() >= need.layers
@@ -208,4 +209,3 @@ impl<T: Real> GpuMemory<T> {
         grow(engine, &mut self.scratch, need.scratch)
     }
 }
-
