@@ -38,6 +38,8 @@ struct Steps<'m, T> {
 pub struct GpuDecoder<'m, T> {
     steps: Recordings<Steps<'m, T>>,
     rows: usize,
+    /// What the device has as slots.
+    slots: Vec<i32>,
     /// The logits of the last call, once they are asked for.
     logits: Option<Vec<T>>,
 }
@@ -68,7 +70,7 @@ impl<'m, T: Real> GpuDecoder<'m, T> {
         let slots: Vec<i32> = (0..rows as i32).collect();
         steps.slots.upload(&slots)?;
         steps.prefill(&tokens, &offsets)?;
-        Ok(GpuDecoder { steps: Recordings::new(engine.clone(), steps, step), rows, logits: None })
+        Ok(GpuDecoder { steps: Recordings::new(engine.clone(), steps, step), rows, slots, logits: None })
     }
 
     /// Whether steps are recorded and replayed, as they are at first, or launched one kernel after another. No bit depends on it.
@@ -118,7 +120,11 @@ impl<'m, T: Real> GpuDecoder<'m, T> {
         check_slots(&View::new(slots, [rows]), rows, state.rows)?;
         self.reserve(rows)?;
         self.steps.upload(|steps| &mut steps.memory.tokens, tokens)?;
-        self.steps.upload(|steps| &mut steps.slots, slots)?;
+        if self.slots != slots {
+            self.slots.clear();
+            self.steps.upload(|steps| &mut steps.slots, slots)?;
+            self.slots.extend(slots);
+        }
         (self.rows, self.logits) = (rows, None);
         self.steps.run([rows, 1])
     }

@@ -92,14 +92,13 @@ impl GpuLm {
         let (rows, hidden) = (batch * seqlen, self.sizes().hidden);
         self.hidden(parameters, Call::rows(batch, seqlen, true), memory)?;
         let mut pieces = gradients.pieces();
-        let (own, mut table) = (pieces.head(), pieces.embeddings());
+        let (mut own, mut table) = (pieces.head(), pieces.embeddings());
         let tied = own.is_none();
-        let mut head = own.unwrap_or_else(|| table.reborrow());
+        let head = own.as_mut().unwrap_or(&mut table);
         if rows == 0 {
             self.engine().zero(stacked(head.reborrow()))?;
         }
         self.head_loss(parameters, rows, Some(head.reborrow()), memory)?;
-        drop(head);
         self.layers_backward(parameters, &self.problem(batch, seqlen, batch), &mut pieces, memory)?;
         let (grad, tokens) = (memory.grad[1 - self.sizes().layers % 2].view([rows, hidden]), memory.tokens.view([rows]));
         self.engine().embedding_bwd(grad, tokens, table, tied, &mut memory.scratch.workspace())
