@@ -24,8 +24,8 @@ mod adamw;
 mod argmax;
 mod cast;
 mod causal_conv1d;
-mod cross_entropy;
 mod chunks;
+mod cross_entropy;
 #[cfg(feature = "cublaslt")]
 mod cublaslt;
 pub mod driver;

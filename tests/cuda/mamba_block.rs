@@ -126,122 +126,146 @@ fn params<T: Real, S: Space>(of: &[S::Held<T>]) -> MambaParams<'_, T, S::Memory>
 const NAMES: [&str; 11] =
     ["in_proj", "in_proj_bias", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj", "out_proj_bias"];
 
-/// Forward, forward that saves, and backward of packed sequences, one of them empty, with states in and out.
-fn packed<T: Real, S: Space, E: Engine + Scan<Memory = S::Memory>>(engine: &E) -> Results {
-    let (offsets, states, seqlen) = ([0i64, 5, 5, 14], 3, 14);
-    let block = MambaBlock { engine };
-    let p = MambaProblem {
-        batch: 1,
-        seqlen,
-        hidden: HIDDEN,
-        inner: INNER,
-        dstate: STATE,
-        rank: RANK,
-        width: WIDTH,
-        states,
-        options: MAMBA_OPTIONS,
-    };
-    let weights: Vec<_> = PARAMETERS.iter().zip(1..).map(|(([r, c], scale), seed)| held::<T, S>(r * c, *scale, seed)).collect();
-    let (x_dims, window_dims, state_dims) = ([1, seqlen, HIDDEN], [states, WIDTH - 1, INNER], [states, INNER, STATE]);
-    let [xs, windows, all] = [x_dims, window_dims, state_dims].map(|d| d.iter().product::<usize>());
-    let (x, window, state) = (held::<T, S>(xs, 1.0, 21), held::<T, S>(windows, 1.0, 22), held::<T, S>(all, 1.0, 23));
-    let (grad_out, grad_window, grad_state) = (held::<T, S>(xs, 1.0, 24), held::<T, S>(windows, 1.0, 25), held::<T, S>(all, 1.0, 26));
-    let packed = S::put(&offsets);
-    let inputs = || MambaInputs {
-        initial_window: Some(S::read(&window, window_dims)),
-        initial_state: Some(S::read(&state, state_dims)),
-        sequences: Sequences::CuSeqlens(S::read(&packed, [states + 1])),
-        ..MambaInputs::new(params::<T, S>(&weights), S::read(&x, x_dims))
-    };
-    let bytes = block.forward_workspace::<T>(&p).max(block.backward_workspace::<T>(&p)).max(block.saving_workspace::<T>(&p));
-    let (mut scratch, mut saved, mut kept) = (S::put(&vec![0xffu8; bytes]), S::put(&vec![0xffu8; p.saved_bytes::<T>()]), None);
-    let mut results = Results::new();
-    for saves in [false, true] {
-        let mut ws = Workspace::over(S::write(&mut scratch, [bytes])).expect("contiguous bytes");
-        let (mut out, mut last_window, mut last) = (unset::<T, S>(xs), unset::<T, S>(windows), unset::<T, S>(all));
+/// Sizes of a problem.
+fn problem(batch: usize, seqlen: usize, states: usize) -> MambaProblem {
+    MambaProblem { batch, seqlen, hidden: HIDDEN, inner: INNER, dstate: STATE, rank: RANK, width: WIDTH, states, options: MAMBA_OPTIONS }
+}
+
+fn weights<T: Real, S: Space>() -> Vec<S::Held<T>> {
+    PARAMETERS.iter().zip(1..).map(|(([r, c], scale), seed)| held::<T, S>(r * c, *scale, seed)).collect()
+}
+
+/// Where packed sequences, the second of which is empty, begin and end.
+const OFFSETS: [i64; 4] = [0, 5, 5, 14];
+const SEQLEN: usize = 14;
+const X: [usize; 3] = [1, SEQLEN, HIDDEN];
+const WINDOW: [usize; 3] = [3, WIDTH - 1, INNER];
+const LAST: [usize; 3] = [3, INNER, STATE];
+/// Numbers of X, WINDOW and LAST.
+const COUNTS: [usize; 3] = [SEQLEN * HIDDEN, 3 * (WIDTH - 1) * INNER, 3 * INNER * STATE];
+
+/// A call on packed sequences with states in and out, and memory for it.
+struct Packed<T: Real, S: Space> {
+    weights: Vec<S::Held<T>>,
+    /// x, the initial window and the initial state; then gradients of what comes out.
+    given: [S::Held<T>; 6],
+    offsets: S::Held<i64>,
+    scratch: S::Held<u8>,
+    saved: S::Held<u8>,
+    kept: Option<MambaProblem>,
+    results: Results,
+}
+
+impl<T: Real, S: Space> Packed<T, S> {
+    fn new(bytes: usize) -> Self {
+        Packed {
+            weights: weights::<T, S>(),
+            given: core::array::from_fn(|i| held::<T, S>(COUNTS[i % 3], 1.0, 21 + i as u64)),
+            offsets: S::put(&OFFSETS),
+            scratch: S::put(&vec![0xffu8; bytes]),
+            saved: S::put(&vec![0xffu8; problem(1, SEQLEN, 3).saved_bytes::<T>()]),
+            kept: None,
+            results: Results::new(),
+        }
+    }
+
+    fn forward<E: Engine + Scan<Memory = S::Memory>>(&mut self, engine: &E, saves: bool, bytes: usize) {
+        let (p, block) = (problem(1, SEQLEN, 3), MambaBlock { engine });
+        let Packed { weights, given, offsets, scratch, saved, kept, results } = self;
+        let mut ws = Workspace::over(S::write(scratch, [bytes])).expect("contiguous bytes");
+        let [mut out, mut window, mut last] = COUNTS.map(unset::<T, S>);
         let args = MambaFwd {
-            inputs: inputs(),
-            out: S::write(&mut out, x_dims),
-            final_window: Some(S::write(&mut last_window, window_dims)),
-            last_state: Some(S::write(&mut last, state_dims)),
+            inputs: inputs::<T, S>(weights, given, offsets),
+            out: S::write(&mut out, X),
+            final_window: Some(S::write(&mut window, WINDOW)),
+            last_state: Some(S::write(&mut last, LAST)),
         };
         if saves {
-            let mut from = Workspace::over(S::write(&mut saved, [p.saved_bytes::<T>()])).expect("contiguous bytes");
-            block.forward_saving(args, &mut MambaSaved::carve(&p, &mut from, &mut kept).expect("room for it"), &mut ws).expect("it runs");
+            let mut from = Workspace::over(S::write(saved, [p.saved_bytes::<T>()])).expect("contiguous bytes");
+            block.forward_saving(args, &mut MambaSaved::carve(&p, &mut from, kept).expect("room for it"), &mut ws).expect("it runs");
         } else {
             block.forward(args, &mut ws).expect("it runs");
         }
         let names = if saves { ["saving.out", "saving.window", "saving.state"] } else { ["out", "window", "state"] };
-        names.iter().zip([&out, &last_window, &last]).for_each(|(name, of)| note::<T, S>(&mut results, name, of));
+        names.iter().zip([&out, &window, &last]).for_each(|(name, of)| note::<T, S>(results, name, of));
     }
-    let mut grads: Vec<_> = PARAMETERS.iter().map(|([r, c], _)| unset::<T, S>(r * c)).collect();
-    let (mut grad_x, mut grad_first, mut grad_initial) = (unset::<T, S>(xs), unset::<T, S>(windows), unset::<T, S>(all));
-    {
-        let mut each = grads.iter_mut().zip(PARAMETERS);
-        let mut next = || each.next().expect("eleven of them");
-        // Fields are evaluated in the order in which they stand here.
-        macro_rules! matrix {
-            () => {{
-                let (of, (dims, _)) = next();
-                Some(S::write(of, dims))
-            }};
-        }
-        macro_rules! vector {
-            () => {{
-                let (of, (dims, _)) = next();
-                Some(S::write(of, [dims[1]]))
-            }};
-        }
-        let grads = MambaGrads {
-            in_proj: matrix!(),
-            in_proj_bias: vector!(),
-            conv_weight: matrix!(),
-            conv_bias: vector!(),
-            x_proj: matrix!(),
-            dt_proj: matrix!(),
-            dt_bias: vector!(),
-            A_log: matrix!(),
-            D: vector!(),
-            out_proj: matrix!(),
-            out_proj_bias: vector!(),
-            x: Some(S::write(&mut grad_x, x_dims)),
-            initial_window: Some(S::write(&mut grad_first, window_dims)),
-            initial_state: Some(S::write(&mut grad_initial, state_dims)),
-        };
-        let mut from = Workspace::over(S::write(&mut saved, [p.saved_bytes::<T>()])).expect("contiguous bytes");
+
+    fn backward<E: Engine + Scan<Memory = S::Memory>>(&mut self, engine: &E, bytes: usize) {
+        let p = problem(1, SEQLEN, 3);
+        let Packed { weights, given, offsets, scratch, saved, kept, results } = self;
+        let mut parameters: [S::Held<T>; 11] = PARAMETERS.map(|([r, c], _)| unset::<T, S>(r * c));
+        let [mut x, mut window, mut state] = COUNTS.map(unset::<T, S>);
+        let mut from = Workspace::over(S::write(saved, [p.saved_bytes::<T>()])).expect("contiguous bytes");
         let args = MambaBwd {
-            inputs: inputs(),
-            saved: &MambaSaved::carve(&p, &mut from, &mut kept).expect("room for it"),
-            grad_out: S::read(&grad_out, x_dims),
-            grad_final_window: Some(S::read(&grad_window, window_dims)),
-            grad_last_state: Some(S::read(&grad_state, state_dims)),
-            grads,
+            inputs: inputs::<T, S>(weights, given, offsets),
+            saved: &MambaSaved::carve(&p, &mut from, kept).expect("room for it"),
+            grad_out: S::read(&given[3], X),
+            grad_final_window: Some(S::read(&given[4], WINDOW)),
+            grad_last_state: Some(S::read(&given[5], LAST)),
+            grads: MambaGrads {
+                x: Some(S::write(&mut x, X)),
+                initial_window: Some(S::write(&mut window, WINDOW)),
+                initial_state: Some(S::write(&mut state, LAST)),
+                ..grads::<T, S>(&mut parameters)
+            },
         };
-        let mut ws = Workspace::over(S::write(&mut scratch, [bytes])).expect("contiguous bytes");
-        block.backward(args, &mut ws).expect("it runs");
+        let mut ws = Workspace::over(S::write(scratch, [bytes])).expect("contiguous bytes");
+        MambaBlock { engine }.backward(args, &mut ws).expect("it runs");
+        NAMES.iter().zip(&parameters).for_each(|(name, of)| note::<T, S>(results, name, of));
+        let inner = [("grad.x", &x), ("grad.window", &window), ("grad.state", &state)];
+        inner.iter().for_each(|(name, of)| note::<T, S>(results, name, of));
     }
-    NAMES.iter().zip(&grads).for_each(|(name, of)| note::<T, S>(&mut results, name, of));
-    let inner = [("grad.x", &grad_x), ("grad.window", &grad_first), ("grad.state", &grad_initial)];
-    inner.iter().for_each(|(name, of)| note::<T, S>(&mut results, name, of));
-    results
+}
+
+fn inputs<'a, T: Real, S: Space>(
+    weights: &'a [S::Held<T>],
+    given: &'a [S::Held<T>; 6],
+    offsets: &'a S::Held<i64>,
+) -> MambaInputs<'a, T, S::Memory> {
+    MambaInputs {
+        initial_window: Some(S::read(&given[1], WINDOW)),
+        initial_state: Some(S::read(&given[2], LAST)),
+        sequences: Sequences::CuSeqlens(S::read(offsets, [OFFSETS.len()])),
+        ..MambaInputs::new(params::<T, S>(weights), S::read(&given[0], X))
+    }
+}
+
+/// Where the gradients of parameters go.
+fn grads<T: Real, S: Space>(of: &mut [S::Held<T>; 11]) -> MambaGrads<'_, T, S::Memory> {
+    let [in_proj, in_bias, conv, conv_bias, x_proj, dt_proj, dt_bias, a_log, d, out_proj, out_bias] = of;
+    let dims = |i: usize| PARAMETERS[i].0;
+    MambaGrads {
+        in_proj: Some(S::write(in_proj, dims(0))),
+        in_proj_bias: Some(S::write(in_bias, [dims(1)[1]])),
+        conv_weight: Some(S::write(conv, dims(2))),
+        conv_bias: Some(S::write(conv_bias, [dims(3)[1]])),
+        x_proj: Some(S::write(x_proj, dims(4))),
+        dt_proj: Some(S::write(dt_proj, dims(5))),
+        dt_bias: Some(S::write(dt_bias, [dims(6)[1]])),
+        A_log: Some(S::write(a_log, dims(7))),
+        D: Some(S::write(d, [dims(8)[1]])),
+        out_proj: Some(S::write(out_proj, dims(9))),
+        out_proj_bias: Some(S::write(out_bias, [dims(10)[1]])),
+        ..MambaGrads::default()
+    }
+}
+
+/// Forward, forward that saves, and backward.
+fn packed<T: Real, S: Space, E: Engine + Scan<Memory = S::Memory>>(engine: &E) -> Results {
+    let (block, p) = (MambaBlock { engine }, problem(1, SEQLEN, 3));
+    let bytes = block.forward_workspace::<T>(&p).max(block.backward_workspace::<T>(&p)).max(block.saving_workspace::<T>(&p));
+    let mut call = Packed::<T, S>::new(bytes);
+    call.forward(engine, false, bytes);
+    call.forward(engine, true, bytes);
+    call.backward(engine, bytes);
+    call.results
 }
 
 /// Steps of rows with slots, one of which skips.
 fn steps<T: Real, S: Space, E: Engine + Scan<Memory = S::Memory>>(engine: &E) -> Results {
     let (batch, states, slots) = (3, 4, [2i32, -1, 0]);
     let block = MambaBlock { engine };
-    let p = MambaProblem {
-        batch,
-        seqlen: 1,
-        hidden: HIDDEN,
-        inner: INNER,
-        dstate: STATE,
-        rank: RANK,
-        width: WIDTH,
-        states,
-        options: MAMBA_OPTIONS,
-    };
-    let weights: Vec<_> = PARAMETERS.iter().zip(1..).map(|(([r, c], scale), seed)| held::<T, S>(r * c, *scale, seed)).collect();
+    let (p, weights) = (problem(batch, 1, states), weights::<T, S>());
     let (window_dims, state_dims) = ([states, WIDTH - 1, INNER], [states, INNER, STATE]);
     let mut window = held::<T, S>(window_dims.iter().product(), 1.0, 31);
     let mut state = held::<T, S>(state_dims.iter().product(), 1.0, 32);
