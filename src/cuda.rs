@@ -125,12 +125,6 @@ impl Cuda {
         self
     }
 
-    /// The driver beneath, for tests of it.
-    #[doc(hidden)]
-    pub fn driver(&self) -> &Arc<dyn Driver> {
-        &self.driver
-    }
-
     /// What the card is.
     pub fn properties(&self) -> &Properties {
         self.driver.properties()
