@@ -17,28 +17,23 @@
 //!
 //! The last, incomplete chunk ends in the same way, so the last state is P·h_in + h_local too. Inside a chunk y uses the state that is walked from h_in.
 //!
-//! # States before chunks, for the backward scan
+//! # Slots
 //!
-//! [`states`] fills a workspace with h_in of every chunk, (slots, D, N) contiguous in the arithmetic type (f64 for `Carry::Compensated`), complex ones as
+//! A split scan keeps h_local, then h_in, and P of every chunk, (slots, D, N) contiguous in the arithmetic type (f64 for `Carry::Compensated`), complex ones as
 //! interleaved re/im. The slot of a chunk:
 //!
 //! - `Rows`: chunk j of row b has slot b·⌈L/128⌉ + j.
 //! - `CuSeqlens`: chunk j of sequence s has slot ⌊offset_s/128⌋ + s + j; there are ⌊L/128⌋ + k + 1 slots and some stay unwritten. A block that is given a slot finds s as the
 //!   largest one with ⌊offset_s/128⌋ + s ≤ slot, and exits where its chunk begins at or after the end of s. Offsets are clamped to 0..L, the end of a sequence to its start at least.
-//! - In both, the slot of the first chunk has the initial state, or 0 where there is none. Whoever reads 0 there must still not read the first a: "nothing comes in".
-//! - `SeqIdx`: a chunk that continues (something comes in) and whose first step stands at position t of row b has slot b·(⌊L/128⌋ + 1) + ⌊t/128⌋: two chunks that
-//!   continue are at least 128 positions apart, so no two share one. Other slots stay unwritten. The chunks of a row stand in a list of i64, [`States::list`], (B, L): entry j of
-//!   row b is 2·t + fresh, t the first step's position and fresh 1 where nothing comes in (then there is no slot to read); [`States::counts`], (B) of i64, has the number of
-//!   chunks of each row. Chunk j reaches from its t to the t of chunk j + 1, or to L, and its steps are the positions with id ≥ 0 in between: at most 128.
+//! - `SeqIdx` is always walked.
+//! - The slot of a sequence's first chunk has the initial state, or 0 where there is none; the first a is not read all the same.
 
 #![allow(non_snake_case)]
-
-use std::marker::PhantomData;
 
 use super::Cuda;
 use super::launch::Grid;
 use super::params::{Strided, optional, params, strided};
-use super::selective_scan_fwd::{Carries, Forward, Local, Scan};
+use super::selective_scan_fwd::{Carries, Local, Scan};
 use crate::buffer::Workspace;
 use crate::element::{Input, Weight};
 use crate::error::Error;
@@ -46,26 +41,11 @@ use crate::ops::Rule;
 use crate::selective::{Carry, Coefficient, SelectiveInputs, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::view::Device;
-use crate::workspace::{ALIGN, bytes_of};
 
 /// Steps of a carry chunk.
 pub(super) const CHUNK: usize = 128;
 /// Threads of a block.
 pub(super) const THREADS: u32 = 128;
-
-/// The states before every chunk, where they lie in the workspace, which stays borrowed.
-#[derive(Debug)]
-pub(super) struct States<'w> {
-    /// Address of (slots, D, N) in the arithmetic type.
-    pub states: i64,
-    /// How many slots.
-    pub slots: usize,
-    /// `SeqIdx`: address of the list of chunks, (B, L) of i64; else 0.
-    pub list: i64,
-    /// `SeqIdx`: address of the number of chunks of each row, (B) of i64; else 0.
-    pub counts: i64,
-    held: PhantomData<&'w mut ()>,
-}
 
 params! {
     /// Parameters of the forward scan and of its first part where it is split.
@@ -73,7 +53,6 @@ params! {
         u: Strided<4>,
         delta: Strided<4>,
         z: Strided<4>,
-        /// Absent where only states are wanted.
         out: Strided<4>,
         A: Strided<3>,
         /// Rows, positions, groups, states; channels for groups where constant.
@@ -95,8 +74,6 @@ params! {
         scratch: i64,
         /// Bytes of each of the four.
         scratch_size: i64,
-        list: i64,
-        counts: i64,
         seqlen: i64,
         /// Packed sequences.
         sequences: i64,
@@ -191,13 +168,14 @@ pub(super) fn slots<I: Input, W: Weight<Real = I::Accum>>(inputs: &SelectiveInpu
     match inputs.sequences {
         Sequences::Rows => problem.batch.saturating_mul(problem.seqlen.div_ceil(CHUNK)),
         Sequences::CuSeqlens(_) => problem.seqlen / CHUNK + problem.states + 1,
-        Sequences::SeqIdx(_) => problem.batch.saturating_mul(problem.seqlen / CHUNK + 1),
+        Sequences::SeqIdx(_) => 0,
     }
 }
 
 /// As many slots as any kind of sequences may want.
 pub(super) fn most_slots(problem: &SelectiveProblem) -> usize {
-    problem.batch.saturating_mul(problem.seqlen / CHUNK + 1).max(problem.seqlen / CHUNK + problem.states + 1)
+    let packed = if problem.batch == 1 { problem.seqlen / CHUNK + problem.states + 1 } else { 0 };
+    problem.batch.saturating_mul(problem.seqlen.div_ceil(CHUNK)).max(packed)
 }
 
 /// Bytes of one (count, D, N) in the arithmetic type.
@@ -304,39 +282,4 @@ pub(super) fn local_and_carry(engine: &Cuda, scan: Scan, problem: &SelectiveProb
 pub(super) fn scan_of<I: Input, W: Weight<Real = I::Accum>>(problem: &SelectiveProblem) -> Scan {
     let options = &problem.options;
     Scan::new(I::DTYPE, W::COMPLEX, options.carry == Carry::Compensated, problem.dstate, options.rule)
-}
-
-/// Bytes of workspace that [`states`] takes, for any kind of sequences.
-pub(super) fn states_workspace<I: Input, W: Weight<Real = I::Accum>>(problem: &SelectiveProblem) -> usize {
-    let scan = scan_of::<I, W>(problem);
-    let states = bytes_of::<u8>(state_bytes(&scan, most_slots(problem), problem)).saturating_mul(2);
-    let list = bytes_of::<i64>(problem.batch.saturating_mul(problem.seqlen)).saturating_add(bytes_of::<i64>(problem.batch));
-    states.saturating_add(list).saturating_add(bytes_of::<u8>(scratch_bytes(&scan, problem))).saturating_add(ALIGN)
-}
-
-/// Fills a workspace with the states before every chunk. `problem` is what `inputs.check()` gave. No output of the forward scan is written.
-pub(super) fn states<'w, I: Input, W: Weight<Real = I::Accum>>(
-    engine: &Cuda,
-    inputs: &SelectiveInputs<'_, I, W, Device>,
-    problem: &SelectiveProblem,
-    ws: &mut Workspace<'w, Device>,
-) -> Result<States<'w>, Error> {
-    let scan = scan_of::<I, W>(problem);
-    let slots = slots(inputs, problem);
-    let mut params = scan_params(inputs, problem, &scan)?;
-    params.states = take(ws, state_bytes(&scan, slots, problem))?;
-    let mut out = States { states: params.states, slots, list: 0, counts: 0, held: PhantomData };
-    if !matches!(inputs.sequences, Sequences::SeqIdx(_)) {
-        params.products = take(ws, state_bytes(&scan, slots, problem))?;
-        local_and_carry(engine, scan, problem, &params)?;
-        return Ok(out);
-    }
-    params.list = take(ws, problem.batch.saturating_mul(problem.seqlen).saturating_mul(8))?;
-    params.counts = take(ws, problem.batch.saturating_mul(8))?;
-    params.scratch = take(ws, scratch_bytes(&scan, problem))?;
-    params.chunks = (problem.seqlen / CHUNK + 1) as i64;
-    (out.list, out.counts) = (params.list, params.counts);
-    let blocks = problem.states.saturating_mul(params.row_blocks as usize);
-    engine.run(&Forward(scan), Grid::new(blocks, THREADS), &params)?;
-    Ok(out)
 }

@@ -435,3 +435,53 @@ fn a_compensated_carry_keeps_slow_decays() {
     compare("out", &problem.out, &want.out.numbers(), 2e-6);
     compare("last state", problem.last.as_ref().unwrap(), &want.last.unwrap().numbers(), 2e-6);
 }
+
+/// Offsets and ids that mean nothing, where the host cannot see them: nothing outside the operands is touched.
+#[test]
+fn hostile_sequences_stay_inside() {
+    use super::tensor::{LAYOUTS, Tensor, with_workspace};
+    use selective_scan::buffer::Workspace;
+    use selective_scan::view::Device;
+
+    const DIMS: [usize; 3] = [1, 300, 3];
+    let (dim, n) = (DIMS[2], 16);
+    let values = |count: usize| (0..count).map(|i| (i % 7) as f32 * 0.25 - 0.5).collect::<Vec<f32>>();
+    let layout = LAYOUTS[1];
+    let x = Tensor::new(DIMS, layout, &values(300 * dim));
+    let a = Tensor::filled([dim, n], layout, -1.0f32);
+    let b = Tensor::new([1, 300, 1, n], layout, &values(300 * n));
+    let offsets: [[i64; 5]; 4] =
+        [[0, 400, 100, 200, 300], [i64::MIN, i64::MAX, 17, -1, 300], [300, 200, 100, 50, 0], [i64::MAX, i64::MAX, 0, 0, i64::MIN]];
+    let ids: Vec<i32> = (0..300).map(|i| [5, 0, i32::MIN, i32::MAX, 3, 3][(i * i) % 6]).collect();
+    for (i, regime) in [Regime::Walk, Regime::Split].into_iter().enumerate() {
+        let engine = super::engine().clone().with_regime(Some(regime));
+        for case in 0..5 {
+            let states = if case < 4 { 4 } else { 1 };
+            let initial = Tensor::new([states, dim, n], layout, &values(states * dim * n));
+            let (mut out, mut last) = (Tensor::filled(DIMS, layout, 0.0f32), Tensor::filled([states, dim, n], layout, 0.0f32));
+            let offsets = Tensor::new([5], layout, &offsets[case.min(3)]);
+            let ids = Tensor::new([1, 300], layout, &ids);
+            let args = SelectiveFwd::<f32, f32, Device> {
+                inputs: SelectiveInputs {
+                    u: x.view(),
+                    delta: x.view(),
+                    A: a.view(),
+                    B: Coefficient::Varying(b.view()),
+                    C: Coefficient::Varying(b.view()),
+                    D: None,
+                    z: None,
+                    delta_bias: None,
+                    initial_state: (i == 0).then(|| initial.view()),
+                    sequences: if case < 4 { Sequences::CuSeqlens(offsets.view()) } else { Sequences::SeqIdx(ids.view()) },
+                    options: SelectiveOptions { delta_softplus: true, ..Default::default() },
+                },
+                out: out.view_mut(),
+                last_state: Some(last.view_mut()),
+            };
+            let bytes = engine.selective_scan_fwd_workspace::<f32, f32>(&args.check().unwrap());
+            with_workspace(bytes, |ws: &mut Workspace<'_, Device>| engine.selective_scan_fwd(args, ws)).unwrap();
+            engine.synchronize().unwrap();
+            assert_eq!((out.values().len(), last.values().len()), (300 * dim, states * dim * n));
+        }
+    }
+}
