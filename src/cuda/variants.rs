@@ -2,6 +2,7 @@
 
 use super::launch::Kernel;
 use super::linear;
+use super::selective_scan_bwd::kernels as bwd;
 use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, sum};
 
 /// A variant as a test or a reader wants it.
@@ -30,6 +31,12 @@ pub fn variants() -> Vec<Variant> {
     add::<super::causal_conv1d::backward::Sum>(&mut all);
     add::<super::causal_conv1d::forward::Forward>(&mut all);
     add::<super::causal_conv1d::update::Update>(&mut all);
+    add::<bwd::Carry>(&mut all);
+    add::<bwd::Padding>(&mut all);
+    add::<bwd::Plan>(&mut all);
+    add::<bwd::Rows>(&mut all);
+    add::<bwd::Totals>(&mut all);
+    add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);
