@@ -2,7 +2,7 @@
 
 use super::launch::Kernel;
 use super::linear;
-use super::{cast, elementwise, rms_norm, sum};
+use super::{cast, elementwise, rms_norm, scan, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -33,6 +33,9 @@ pub fn variants() -> Vec<Variant> {
     add::<linear::Sum>(&mut all);
     add::<cast::Cast>(&mut all);
     add::<elementwise::Each>(&mut all);
+    add::<scan::Forward>(&mut all);
+    add::<scan::Backward>(&mut all);
+    add::<scan::Carry>(&mut all);
     add::<rms_norm::Backward>(&mut all);
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);
