@@ -10,6 +10,7 @@ mod frame;
 mod interpreter;
 mod linear;
 mod rms_norm;
+mod scan;
 mod selective_state_update;
 mod tensor;
 #[path = "../it/tensors.rs"]
