@@ -20,12 +20,17 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod adamw;
+mod argmax;
 mod cast;
 mod causal_conv1d;
+mod chunks;
+mod cross_entropy;
 #[cfg(feature = "cublaslt")]
 mod cublaslt;
 pub mod driver;
 mod elementwise;
+mod embedding;
 pub mod expression;
 mod graph;
 mod launch;
@@ -44,7 +49,11 @@ mod sum;
 pub mod template;
 pub mod variants;
 
+pub use adamw::{AdamWArgs, AdamWStep};
+pub use cross_entropy::Targets;
 pub use graph::Graph;
+#[cfg(feature = "model")]
+pub(crate) use graph::Recordings;
 pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
@@ -100,7 +109,14 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
+        let driver = Arc::new(driver::Gated::new(driver));
         Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
+    }
+
+    /// What it runs on, for tests of kernels by themselves.
+    #[doc(hidden)]
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.

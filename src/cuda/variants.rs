@@ -2,7 +2,8 @@
 
 use super::launch::Kernel;
 use super::linear;
-use super::{cast, elementwise, rms_norm, scan, sum};
+use super::selective_scan_bwd::kernels as bwd;
+use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, scan, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -24,6 +25,18 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<adamw::Step>(&mut all);
+    add::<argmax::Argmax>(&mut all);
+    add::<super::causal_conv1d::backward::Backward>(&mut all);
+    add::<super::causal_conv1d::backward::Sum>(&mut all);
+    add::<super::causal_conv1d::forward::Forward>(&mut all);
+    add::<super::causal_conv1d::update::Update>(&mut all);
+    add::<bwd::Carry>(&mut all);
+    add::<bwd::Padding>(&mut all);
+    add::<bwd::Plan>(&mut all);
+    add::<bwd::Rows>(&mut all);
+    add::<bwd::Totals>(&mut all);
+    add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);
@@ -32,7 +45,11 @@ pub fn variants() -> Vec<Variant> {
     add::<linear::RowsMma>(&mut all);
     add::<linear::Sum>(&mut all);
     add::<cast::Cast>(&mut all);
+    add::<cross_entropy::CrossEntropy>(&mut all);
     add::<elementwise::Each>(&mut all);
+    add::<embedding::Backward>(&mut all);
+    add::<embedding::Forward>(&mut all);
+    add::<embedding::Sort>(&mut all);
     add::<scan::Forward>(&mut all);
     add::<scan::Backward>(&mut all);
     add::<scan::Carry>(&mut all);
@@ -40,5 +57,8 @@ pub fn variants() -> Vec<Variant> {
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);
     add::<sum::SumColumns>(&mut all);
+    add::<super::selective_scan_fwd::Carries>(&mut all);
+    add::<super::selective_scan_fwd::Forward>(&mut all);
+    add::<super::selective_scan_fwd::Local>(&mut all);
     all
 }
