@@ -3,7 +3,7 @@
 use super::launch::Kernel;
 use super::linear;
 use super::selective_scan_bwd::kernels as bwd;
-use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, sum};
+use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, scan, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -50,6 +50,9 @@ pub fn variants() -> Vec<Variant> {
     add::<embedding::Backward>(&mut all);
     add::<embedding::Forward>(&mut all);
     add::<embedding::Sort>(&mut all);
+    add::<scan::Forward>(&mut all);
+    add::<scan::Backward>(&mut all);
+    add::<scan::Carry>(&mut all);
     add::<rms_norm::Backward>(&mut all);
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);
