@@ -20,12 +20,17 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut};
 
+mod adamw;
+mod argmax;
 mod cast;
 mod causal_conv1d;
+mod chunks;
+mod cross_entropy;
 #[cfg(feature = "cublaslt")]
 mod cublaslt;
 pub mod driver;
 mod elementwise;
+mod embedding;
 pub mod expression;
 mod graph;
 mod launch;
@@ -44,7 +49,11 @@ mod sum;
 pub mod template;
 pub mod variants;
 
+pub use adamw::{AdamWArgs, AdamWStep};
+pub use cross_entropy::Targets;
 pub use graph::Graph;
+#[cfg(feature = "model")]
+pub(crate) use graph::Recordings;
 pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
@@ -57,6 +66,16 @@ pub enum Regime {
     Walk,
     /// Time is cut into carry chunks that blocks take side by side: for few rows.
     Split,
+}
+
+impl Regime {
+    /// Why it is chosen, in a few words.
+    pub fn why(self) -> &'static str {
+        match self {
+            Regime::Walk => "the rows fill the card, or are short; each walks its time with its states in registers",
+            Regime::Split => "the rows alone would leave the card idle; time is cut into chunks that run side by side",
+        }
+    }
 }
 
 /// The engine. Clones share the context, the stream and the compiled kernels.
@@ -100,13 +119,25 @@ impl Cuda {
     /// On anything that behaves like a card: tests bring an interpreter.
     #[doc(hidden)]
     pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
+        let driver = Arc::new(driver::Gated::new(driver));
         Cuda { choice: linear::Choice::default(), driver, kernels: Arc::default(), regime: None }
+    }
+
+    /// What it runs on, for tests of kernels by themselves.
+    #[doc(hidden)]
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
     }
 
     /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.
     pub fn with_regime(mut self, regime: Option<Regime>) -> Self {
         self.regime = regime;
         self
+    }
+
+    /// How a forward selective scan of whole rows, real and in f32, runs; no bit depends on it.
+    pub fn selective_regime(&self, problem: &crate::selective::SelectiveProblem) -> Regime {
+        selective_scan_fwd::planned(self, problem)
     }
 
     /// What the card is.

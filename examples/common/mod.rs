@@ -96,11 +96,11 @@ impl Failure {
     }
 }
 
-/// Calls `$run(engine, par, isa, $arg…)` with the engine of that name; an `Err` that lists the names otherwise. `$isa` is how the engine
-/// computes, for printing.
+/// Calls `$run(engine, par, isa, $arg…)` with the engine of that name, or `$gpu(engine, $arg…)` with a GPU's; an `Err` that lists the names
+/// otherwise. `isa` is how the engine computes, for printing.
 #[macro_export]
 macro_rules! with_engine {
-    ($name:expr, $run:ident $(, $arg:expr)*) => {{
+    ($name:expr, $run:ident or $gpu:ident $(, $arg:expr)*) => {{
         use selective_scan::par::Par;
         match $name {
             "naive" => $run(selective_scan::naive::Naive, Par::default(), "scalar", $($arg),*),
@@ -113,7 +113,14 @@ macro_rules! with_engine {
                 }
                 Err(error) => Err($crate::common::Failure::usage(error)),
             },
-            other => Err($crate::common::Failure::usage(format!("--engine is naive, blelloch or cpu, not `{other}`"))),
+            #[cfg(feature = "cuda")]
+            "cuda" => match selective_scan::cuda::Cuda::new(0) {
+                Ok(engine) => $gpu(engine, $($arg),*),
+                Err(error) => Err($crate::common::Failure::usage(error)),
+            },
+            #[cfg(not(feature = "cuda"))]
+            "cuda" => Err($crate::common::Failure::usage("--engine cuda is not in this build, which is made without `--features cuda`")),
+            other => Err($crate::common::Failure::usage(format!("--engine is naive, blelloch, cpu or cuda, not `{other}`"))),
         }
     }};
 }

@@ -8,11 +8,13 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Arguments, Failure};
 use selective_scan::block::HostEngine;
-use selective_scan::model::{BYTE_VOCAB, Generation, MambaLm, Sampler, Sampling, Utf8Stream, bytes_to_tokens, generate, load};
+use selective_scan::model::{
+    BYTE_VOCAB, Generation, LanguageModel, MambaLm, ModelConfig, Parameters, Sampler, Sampling, Utf8Stream, bytes_to_tokens, generate, load,
+};
 use selective_scan::par::Par;
 
 /// The checked-in model, relative to the repository.
@@ -26,7 +28,7 @@ Streams text from a byte-level Mamba model.
     --prompt TEXT     text to go on from; \"ROMEO:\" by default
     --tokens N        bytes to write, 600 by default
     --model DIR       a model in the published layout with a vocabulary of 256; models/shakespeare by default
-    --engine NAME     naive, blelloch or cpu (default)
+    --engine NAME     naive, blelloch, cpu (default), or cuda: a GPU, in builds with --features cuda
     --seed N          of the draws, 1 by default
     --temperature X   0 takes the likeliest byte each time; 0.8 by default
     --top-k N         draw from the N likeliest only
@@ -69,13 +71,34 @@ fn default_model() -> PathBuf {
     if here.exists() { here } else { Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL) }
 }
 
-fn stream<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Result<(), Failure> {
+/// The model that was asked for.
+fn read(options: &Options) -> Result<(ModelConfig, Parameters<f32>), Failure> {
     let (config, parameters) = load::<f32>(&options.model).map_err(Failure::usage)?;
     if config.vocab_size != BYTE_VOCAB {
         let why = format!("{}: its vocabulary is {}, this example writes bytes, {BYTE_VOCAB}", options.model.display(), config.vocab_size);
         return Err(Failure::usage(why));
     }
+    Ok((config, parameters))
+}
+
+fn host<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Result<(), Failure> {
+    let (config, parameters) = read(options)?;
     let model = MambaLm::new(config, engine, par).map_err(Failure::usage)?;
+    stream(&model, &parameters, isa, options)
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(engine: selective_scan::cuda::Cuda, options: &Options) -> Result<(), Failure> {
+    use selective_scan::model::{GpuLm, GpuParameters};
+    let (config, parameters) = read(options)?;
+    let how = format!("{}, products by {}", engine.properties().name, engine.products_line());
+    let parameters = GpuParameters::upload(&engine, &parameters).map_err(Failure::work)?;
+    let model = GpuLm::new(config, engine).map_err(Failure::usage)?;
+    stream(&model, &parameters, &how, options)
+}
+
+/// Writes text as it is drawn, and at the end how fast that was.
+fn stream<M: LanguageModel<P>, P>(model: &M, parameters: &P, how: &str, options: &Options) -> Result<(), Failure> {
     let prompt = bytes_to_tokens(options.prompt.as_bytes());
     let mut out = std::io::stdout().lock();
     let mut failed = None;
@@ -91,13 +114,24 @@ fn stream<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> R
     if write(&options.prompt, &mut failed).is_break() {
         return ended(failed);
     }
-    let start = Instant::now();
-    let texts = generate(&model, &parameters, &[&prompt], &options.how, |_, token| write(&text.push(&[token as u8]), &mut failed));
+    let (start, mut times) = (Instant::now(), Vec::new());
+    let texts = generate(model, parameters, &[&prompt], &options.how, |_, token| {
+        times.push(Instant::now());
+        write(&text.push(&[token as u8]), &mut failed)
+    });
     let seconds = start.elapsed().as_secs_f64();
     let count = texts.map_err(|error| Failure::work(format!("{}: {error}", options.model.display())))?[0].len();
     let _ = write(&text.finish(), &mut failed);
-    let _ = write(&format!("\n\nengine {}, {isa}, {count} tokens, {:.0} tokens/s\n", options.engine, count as f64 / seconds), &mut failed);
+    let (engine, speed, each) = (&options.engine, count as f64 / seconds, median(&times).as_secs_f64() * 1e6);
+    let _ = write(&format!("\n\nengine {engine}, {how}, {count} tokens, {speed:.0} tokens/s, {each:.0} µs a token\n"), &mut failed);
     ended(failed)
+}
+
+/// The middle one of the times between tokens: the prompt and what is done once are not in it.
+fn median(times: &[Instant]) -> Duration {
+    let mut gaps: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    gaps.sort_unstable();
+    gaps.get(gaps.len() / 2).copied().unwrap_or_default()
 }
 
 fn ended(failed: Option<std::io::Error>) -> Result<(), Failure> {
@@ -114,7 +148,7 @@ fn start() -> Result<(), Failure> {
         return Ok(());
     };
     let options = Options::new(&given).map_err(Failure::usage)?;
-    with_engine!(options.engine.as_str(), stream, &options)
+    with_engine!(options.engine.as_str(), host or gpu, &options)
 }
 
 fn main() -> ExitCode {

@@ -9,8 +9,10 @@ use std::process::ExitCode;
 
 use common::{Arguments, Failure};
 use indicatif::{ProgressBar, ProgressStyle};
-use run::{Event, Options, judge_folder, train};
+use run::{Event, Options, Summary, judge_folder, train};
 use selective_scan::block::HostEngine;
+#[cfg(feature = "cuda")]
+use selective_scan::cuda::Cuda;
 use selective_scan::par::Par;
 
 const HELP: &str = "\
@@ -32,7 +34,7 @@ Trains a byte-level Mamba language model on a text file, with AdamW, a cosine sc
     --seed N               of everything drawn, 1     --threads N          all cores by default
     --checkpoint-every N   steps, 200                 --eval-every N       steps, 500
     --time-limit SECONDS   save a checkpoint and the model as it is, and stop
-    --engine NAME          naive, blelloch or cpu (default)
+    --engine NAME          naive, blelloch, cpu (default), or cuda: a GPU, in builds with --features cuda
     --help                 this text
 
 Exit status: 0, 1 where training fails, 2 where the command line or a file is wrong.";
@@ -88,16 +90,36 @@ fn options(given: &Arguments) -> Result<Options, String> {
 }
 
 fn show<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Result<(), Failure> {
+    let bar = bar(options);
+    let last = train(engine, par, options, |event| draw(&bar, isa, event))?;
+    finish(&bar, options, &last);
+    Ok(())
+}
+
+#[cfg(feature = "cuda")]
+fn show_on(engine: Cuda, options: &Options) -> Result<(), Failure> {
+    let (bar, how) = (bar(options), format!("{}, products by {}", engine.properties().name, engine.products_line()));
+    let last = run::train_on(engine, options, |event| draw(&bar, &how, event))?;
+    finish(&bar, options, &last);
+    Ok(())
+}
+
+fn bar(options: &Options) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} left {eta} {msg}").expect("a template of known keys");
-    let bar = ProgressBar::new(options.steps).with_style(style);
-    let last = train(engine, par, options, |event| match event {
+    ProgressBar::new(options.steps).with_style(style)
+}
+
+fn draw(bar: &ProgressBar, how: &str, event: Event) {
+    match event {
         Event::Step { done, bits, speed, .. } => {
             bar.set_position(done);
-            bar.set_message(format!("{bits:.3} bits/byte, {speed:.0} bytes/s, {isa}"));
+            bar.set_message(format!("{bits:.3} bits/byte, {speed:.0} bytes/s, {how}"));
         }
         Event::Judged { done, bits } => bar.suspend(|| say!("step {done}: {bits:.4} bits a byte on the validation text")),
-    })
-    .map_err(Failure::from)?;
+    }
+}
+
+fn finish(bar: &ProgressBar, options: &Options, last: &Summary) {
     bar.finish_and_clear();
     say!(
         "{} of {} steps, {:.4} bits a byte on the validation text, model in {}",
@@ -106,13 +128,21 @@ fn show<E: HostEngine>(engine: E, par: Par, isa: &str, options: &Options) -> Res
         last.bits,
         options.out.display()
     );
-    Ok(())
 }
 
 fn judged<E: HostEngine>(engine: E, par: Par, _: &str, folder: &Path, valid: &Path) -> Result<(), Failure> {
-    let bits = judge_folder(engine, par, folder, valid)?;
-    say!("{bits:.4} bits a byte on {}, model in {}", valid.display(), folder.display());
+    say_judged(judge_folder(engine, par, folder, valid)?, folder, valid);
     Ok(())
+}
+
+#[cfg(feature = "cuda")]
+fn judged_on(engine: Cuda, folder: &Path, valid: &Path) -> Result<(), Failure> {
+    say_judged(run::judge_folder_on(engine, folder, valid)?, folder, valid);
+    Ok(())
+}
+
+fn say_judged(bits: f64, folder: &Path, valid: &Path) {
+    say!("{bits:.4} bits a byte on {}, model in {}", valid.display(), folder.display());
 }
 
 impl From<run::Fault> for Failure {
@@ -139,10 +169,10 @@ fn start() -> Result<(), Failure> {
     let name = given.or("engine", "cpu".to_string()).map_err(Failure::usage)?;
     if let Some(folder) = given.get::<PathBuf>("judge").map_err(Failure::usage)? {
         let valid = given.get::<PathBuf>("valid").map_err(Failure::usage)?.ok_or_else(|| Failure::usage("--valid is wanted"))?;
-        return with_engine!(name.as_str(), judged, &folder, &valid);
+        return with_engine!(name.as_str(), judged or judged_on, &folder, &valid);
     }
     let options = options(&given).map_err(Failure::usage)?;
-    with_engine!(name.as_str(), show, &options)
+    with_engine!(name.as_str(), show or show_on, &options)
 }
 
 fn main() -> ExitCode {

@@ -5,12 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use selective_scan::Error;
 use selective_scan::block::HostEngine;
+#[cfg(feature = "cuda")]
+use selective_scan::cuda::Cuda;
 use selective_scan::element::Dtype;
 use selective_scan::model::{
-    AdamW, AdamWOptions, BYTE_VOCAB, Checkpoint, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Schedule, bytes_to_tokens,
-    expected, init, load, save,
+    AdamW, AdamWOptions, BYTE_VOCAB, Checkpoint, LmMemory, Loss, MambaLm, ModelConfig, ModelState, Parameters, Rng, Schedule,
+    bytes_to_tokens, expected, init, load, save,
 };
+#[cfg(feature = "cuda")]
+use selective_scan::model::{GpuLm, GpuMemory, GpuParameters, GpuState, GpuTrainer};
 use selective_scan::par::Par;
 
 /// The checkpoint's name in the folder of a run.
@@ -197,23 +202,99 @@ pub fn judge<E: HostEngine>(
     memory: &mut LmMemory<f32>,
 ) -> Result<f64, Fault> {
     let mut state = ModelState::zeros(model.sizes(), 1);
+    in_windows(text, |tokens, targets| model.loss(parameters, tokens, targets, 1, Some(&mut state), memory))
+}
+
+/// Bits a byte on a text, by its windows one after another.
+fn in_windows(text: &[u32], mut loss: impl FnMut(&[u32], &[u32]) -> Result<Loss, Error>) -> Result<f64, Fault> {
     let (mut sum, mut count) = (0.0, 0);
     let (tokens, targets) = (&text[..text.len() - 1], &text[1..]);
     for (tokens, targets) in tokens.chunks(WINDOW).zip(targets.chunks(WINDOW)) {
-        let loss = model.loss(parameters, tokens, targets, 1, Some(&mut state), memory).map_err(work)?;
+        let loss = loss(tokens, targets).map_err(work)?;
         (sum, count) = (sum + loss.sum, count + loss.count);
     }
     Ok(sum / count as f64 * std::f64::consts::LOG2_E)
 }
 
-/// Bits a byte of a saved model on a whole text.
-pub fn judge_folder<E: HostEngine>(engine: E, par: Par, folder: &Path, valid: &Path) -> Result<f64, Fault> {
+/// A saved model of bytes.
+fn load_bytes(folder: &Path) -> Result<(ModelConfig, Parameters<f32>), Fault> {
     let (config, parameters) = load::<f32>(folder).map_err(operand)?;
     if config.vocab_size != BYTE_VOCAB {
         return Err(operand(format!("{}: its vocabulary is {}, wanted bytes, {BYTE_VOCAB}", folder.display(), config.vocab_size)));
     }
+    Ok((config, parameters))
+}
+
+/// Bits a byte of a saved model on a whole text.
+pub fn judge_folder<E: HostEngine>(engine: E, par: Par, folder: &Path, valid: &Path) -> Result<f64, Fault> {
+    let (config, parameters) = load_bytes(folder)?;
     let (valid, model) = (text(valid, 2)?, MambaLm::new(config, engine, par).map_err(operand)?);
     judge(&model, &parameters, &valid, &mut LmMemory::default())
+}
+
+/// As [`judge_folder`], on a GPU.
+#[cfg(feature = "cuda")]
+pub fn judge_folder_on(engine: Cuda, folder: &Path, valid: &Path) -> Result<f64, Fault> {
+    let (config, parameters) = load_bytes(folder)?;
+    let (valid, model) = (text(valid, 2)?, GpuLm::new(config, engine).map_err(operand)?);
+    let parameters = GpuParameters::upload(model.engine(), &parameters).map_err(work)?;
+    let mut memory = GpuMemory::new(model.engine()).map_err(work)?;
+    let mut state = GpuState::zeros(model.engine(), model.sizes(), 1).map_err(work)?;
+    in_windows(&valid, |tokens, targets| model.loss(&parameters, tokens, targets, 1, Some(&mut state), &mut memory))
+}
+
+/// A model in training with its optimiser, on any engine.
+pub trait Trainer {
+    /// One step; the loss before it.
+    fn step(&mut self, tokens: &[u32], targets: &[u32], batch: usize, rate: f64) -> Result<Loss, Error>;
+
+    /// Bits a byte on a whole text.
+    fn judge(&mut self, text: &[u32]) -> Result<f64, Fault>;
+
+    /// Parameters and optimiser as they are, for a file.
+    fn current(&self) -> Result<(Parameters<f32>, AdamW), Error>;
+}
+
+/// On an engine of this process's memory.
+struct HostTrainer<E> {
+    model: MambaLm<E>,
+    parameters: Parameters<f32>,
+    optimizer: AdamW,
+    gradients: Parameters<f32>,
+    memory: LmMemory<f32>,
+}
+
+impl<E: HostEngine> Trainer for HostTrainer<E> {
+    fn step(&mut self, tokens: &[u32], targets: &[u32], batch: usize, rate: f64) -> Result<Loss, Error> {
+        let loss = self.model.loss_and_gradients(&self.parameters, tokens, targets, batch, &mut self.gradients, &mut self.memory)?;
+        self.optimizer.step(&mut self.parameters, &self.gradients, rate)?;
+        Ok(loss)
+    }
+
+    fn judge(&mut self, text: &[u32]) -> Result<f64, Fault> {
+        judge(&self.model, &self.parameters, text, &mut self.memory)
+    }
+
+    fn current(&self) -> Result<(Parameters<f32>, AdamW), Error> {
+        Ok((self.parameters.clone(), self.optimizer.clone()))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Trainer for GpuTrainer {
+    fn step(&mut self, tokens: &[u32], targets: &[u32], batch: usize, rate: f64) -> Result<Loss, Error> {
+        GpuTrainer::step(self, tokens, targets, batch, rate)?;
+        Ok(self.report()?.loss)
+    }
+
+    fn judge(&mut self, text: &[u32]) -> Result<f64, Fault> {
+        let mut state = GpuState::zeros(self.model().engine(), self.model().sizes(), 1).map_err(work)?;
+        in_windows(text, |tokens, targets| self.loss(tokens, targets, 1, Some(&mut state)))
+    }
+
+    fn current(&self) -> Result<(Parameters<f32>, AdamW), Error> {
+        self.download()
+    }
 }
 
 /// The loss curve: lines `step, kind, bits a byte, rate, seconds of this process`.
@@ -247,15 +328,40 @@ impl Curve {
 }
 
 /// Trains; `show` sees what happens.
-pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, mut show: impl FnMut(Event)) -> Result<Summary, Fault> {
+pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, show: impl FnMut(Event)) -> Result<Summary, Fault> {
+    let make = |run: &Checkpoint| {
+        let (parameters, optimizer) = (run.parameters.clone(), run.optimizer.clone());
+        let (model, gradients) = (MambaLm::new(run.config.clone(), engine, par)?, parameters.zeros_like());
+        Ok(HostTrainer { model, parameters, optimizer, gradients, memory: LmMemory::default() })
+    };
+    train_by(make, options, show)
+}
+
+/// As [`train`], on a GPU. Its checkpoints and models are the same files.
+#[cfg(feature = "cuda")]
+pub fn train_on(engine: Cuda, options: &Options, show: impl FnMut(Event)) -> Result<Summary, Fault> {
+    let make = |run: &Checkpoint| GpuTrainer::new(GpuLm::new(run.config.clone(), engine)?, &run.parameters, &run.optimizer);
+    train_by(make, options, show)
+}
+
+/// Brings a checkpoint up to the trainer's present state, and writes it.
+fn store(run: &mut Checkpoint, trainer: &impl Trainer, path: &Path) -> Result<(), Fault> {
+    (run.parameters, run.optimizer) = trainer.current().map_err(work)?;
+    run.save(path).map_err(work)
+}
+
+fn train_by<T: Trainer>(
+    make: impl FnOnce(&Checkpoint) -> Result<T, Error>,
+    options: &Options,
+    mut show: impl FnMut(Event),
+) -> Result<Summary, Fault> {
     options.check()?;
     let (data, valid) = (text(&options.data, options.seqlen + 1)?, text(&options.valid, 2)?);
     let mut run = options.begin(data.len())?;
     fs::create_dir_all(&options.out).map_err(|error| operand(format!("{}: {error}", options.out.display())))?;
     let path = options.out.join(CHECKPOINT);
-    let model = MambaLm::new(run.config.clone(), engine, par).map_err(operand)?;
+    let mut trainer = make(&run).map_err(operand)?;
     let schedule = Schedule { peak: options.rate, floor: options.rate * FLOOR, warmup: options.warmup, total: options.steps };
-    let (mut memory, mut gradients) = (LmMemory::default(), run.parameters.zeros_like());
     let (mut tokens, mut targets) = (Vec::new(), Vec::new());
     let mut curve = Curve::begin(&options.out, run.position);
     // A folder that cannot be written is found now and not after many steps.
@@ -266,9 +372,7 @@ pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, mut show: im
         let mut rng = Rng::new(run.rng);
         draw(&data, options, &mut rng, &mut tokens, &mut targets);
         let rate = schedule.rate(run.position);
-        let loss =
-            model.loss_and_gradients(&run.parameters, &tokens, &targets, options.batch, &mut gradients, &mut memory).map_err(work)?;
-        run.optimizer.step(&mut run.parameters, &gradients, rate).map_err(work)?;
+        let loss = trainer.step(&tokens, &targets, options.batch, rate).map_err(work)?;
         (run.rng, run.position) = (rng.state(), run.position + 1);
         let speed = ((run.position - began.1) as usize * tokens.len()) as f64 / began.0.elapsed().as_secs_f64();
         show(Event::Step { done: run.position, bits: loss.bits(), speed });
@@ -278,16 +382,16 @@ pub fn train<E: HostEngine>(engine: E, par: Par, options: &Options, mut show: im
             curve.line(run.position, "train", mean, rate)?;
         }
         if run.position.is_multiple_of(options.checkpoint_every) {
-            run.save(&path).map_err(work)?;
+            store(&mut run, &trainer, &path)?;
         }
         if run.position.is_multiple_of(options.eval_every) && run.position < options.steps {
-            let bits = judge(&model, &run.parameters, &valid, &mut memory)?;
+            let bits = trainer.judge(&valid)?;
             curve.line(run.position, "valid", bits, rate)?;
             show(Event::Judged { done: run.position, bits });
         }
     }
-    run.save(&path).map_err(work)?;
-    let bits = judge(&model, &run.parameters, &valid, &mut memory)?;
+    store(&mut run, &trainer, &path)?;
+    let bits = trainer.judge(&valid)?;
     curve.line(run.position, "valid", bits, schedule.rate(run.position))?;
     save(&options.out, &run.config, &run.parameters, Dtype::F16).map_err(work)?;
     Ok(Summary { step: run.position, bits })

@@ -1,5 +1,7 @@
 //! What the engine asks of a machine: load a kernel, launch it, move bytes. The real one is `module.rs`; tests bring an interpreter.
 
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -73,6 +75,11 @@ pub trait Driver: Send + Sync {
     /// Time on the device that `work` takes on this stream.
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error>;
 
+    /// Runs launches that a library makes by itself on this stream.
+    fn launches(&self, work: &mut dyn FnMut() -> Result<bool, Error>) -> Result<bool, Error> {
+        work()
+    }
+
     /// Handles for libraries that launch by themselves: the context and the stream as the driver's own numbers. None where there are none.
     fn handles(&self) -> Option<(u64, u64)>;
 
@@ -111,4 +118,148 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// As for `fill`, both ends; they do not overlap.
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Error>;
+}
+
+/// Who is at a driver's stream.
+#[derive(Debug, Default)]
+struct Users {
+    /// The thread that records.
+    recorder: Option<ThreadId>,
+    /// Calls that are under way.
+    calls: usize,
+}
+
+/// A driver whose stream belongs, while a thread records, to that thread: what others ask of it meanwhile waits, so that it is neither
+/// recorded nor spoils the recording.
+pub(super) struct Gated {
+    driver: Arc<dyn Driver>,
+    users: Mutex<Users>,
+    changed: Condvar,
+}
+
+/// A call that is under way.
+struct Call<'a>(&'a Gated);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.users().calls -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Gated {
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Gated { driver, users: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for as long as somebody is in the way.
+    fn wait(&self, busy: impl Fn(&Users) -> bool) -> MutexGuard<'_, Users> {
+        self.changed.wait_while(self.users(), |users| busy(users)).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self) -> Call<'_> {
+        let me = std::thread::current().id();
+        self.wait(|users| users.recorder.is_some_and(|recorder| recorder != me)).calls += 1;
+        Call(self)
+    }
+}
+
+impl Driver for Gated {
+    fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    // Loading and allocating are not the stream's, and who records may wait for a kernel that another thread loads.
+    fn load(&self, ptx: &str, entry: &str) -> Result<Function, Error> {
+        self.driver.load(ptx, entry)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, Error> {
+        self.driver.alloc(bytes)
+    }
+
+    fn synchronize(&self) -> Result<(), Error> {
+        let _call = self.call();
+        self.driver.synchronize()
+    }
+
+    fn begin_capture(&self) -> Result<(), Error> {
+        let me = std::thread::current().id();
+        let mut users = self.wait(|users| users.recorder != Some(me) && (users.recorder.is_some() || users.calls > 0));
+        if users.recorder.is_some() {
+            return Err(Error::Driver { why: "beginning a capture within a capture".into() });
+        }
+        self.driver.begin_capture()?;
+        users.recorder = Some(me);
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<GraphId, Error> {
+        let graph = self.driver.end_capture();
+        self.users().recorder = None;
+        self.changed.notify_all();
+        graph
+    }
+
+    fn replay(&self, graph: &GraphId) -> Result<(), Error> {
+        let _call = self.call();
+        self.driver.replay(graph)
+    }
+
+    fn forget(&self, graph: GraphId) {
+        self.driver.forget(graph);
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
+        let _call = self.call();
+        self.driver.time(work)
+    }
+
+    fn launches(&self, work: &mut dyn FnMut() -> Result<bool, Error>) -> Result<bool, Error> {
+        let _call = self.call();
+        self.driver.launches(work)
+    }
+
+    fn handles(&self) -> Option<(u64, u64)> {
+        self.driver.handles()
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // SAFETY: what the caller promises is what this driver wants.
+        unsafe { self.driver.free(address) }
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), Error> {
+        let _call = self.call();
+        // SAFETY: as for `free`.
+        unsafe { self.driver.launch(launch) }
+    }
+
+    unsafe fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<(), Error> {
+        let _call = self.call();
+        // SAFETY: as for `free`.
+        unsafe { self.driver.fill(address, byte, bytes) }
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<(), Error> {
+        let _call = self.call();
+        // SAFETY: as for `free`.
+        unsafe { self.driver.upload(to, from) }
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), Error> {
+        let _call = self.call();
+        // SAFETY: as for `free`.
+        unsafe { self.driver.download(from, to) }
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Error> {
+        let _call = self.call();
+        // SAFETY: as for `free`.
+        unsafe { self.driver.copy(from, to, bytes) }
+    }
 }

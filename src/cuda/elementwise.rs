@@ -61,11 +61,11 @@ impl Kernel for Each {
     fn entry(&self) -> String {
         let tile = if self.tile { "_tile" } else { "" };
         match self.op {
-            Op::Copy([bytes, piece]) => format!("copy_{bytes}_{piece}{tile}"),
-            Op::Zero([bytes, piece]) => format!("zero_{bytes}_{piece}"),
-            Op::Add(dtype) => format!("add_{}{tile}", dtype.name()),
-            Op::Decay(dtype) => format!("decay_{}", dtype.name()),
-            Op::Scale(dtype) => format!("scale_{}", dtype.name()),
+            Op::Copy([bytes, piece]) => format!("elementwise_copy_{bytes}_{piece}{tile}"),
+            Op::Zero([bytes, piece]) => format!("elementwise_zero_{bytes}_{piece}"),
+            Op::Add(dtype) => format!("elementwise_add_{}{tile}", dtype.name()),
+            Op::Decay(dtype) => format!("elementwise_decay_{}", dtype.name()),
+            Op::Scale(dtype) => format!("elementwise_scale_{}", dtype.name()),
         }
     }
 

@@ -70,6 +70,28 @@ impl<T: Pod> DeviceBuffer<T> {
         unsafe { self.driver.download(self.address, bytemuck::cast_slice_mut(data)) }
     }
 
+    /// Copies `data` to the elements from `at` on. Panics where they are not the buffer's.
+    pub fn upload_at(&mut self, at: usize, data: &[T]) -> Result<(), Error> {
+        assert!(at.checked_add(data.len()).is_some_and(|end| end <= self.len));
+        // SAFETY: the bytes are this buffer's, borrowed exclusively.
+        unsafe { self.driver.upload(self.address + (at * size_of::<T>()) as u64, bytemuck::cast_slice(data)) }
+    }
+
+    /// Copies the elements from `at` on to `data`. Panics where they are not the buffer's.
+    pub fn download_at(&self, at: usize, data: &mut [T]) -> Result<(), Error> {
+        assert!(at.checked_add(data.len()).is_some_and(|end| end <= self.len));
+        // SAFETY: the bytes are this buffer's, and not written meanwhile: it is borrowed.
+        unsafe { self.driver.download(self.address + (at * size_of::<T>()) as u64, bytemuck::cast_slice_mut(data)) }
+    }
+
+    /// Copies the first `count` elements of another buffer to those from `at` on, on the device. Panics where either has not so many.
+    pub fn copy_at(&mut self, at: usize, from: &DeviceBuffer<T>, count: usize) -> Result<(), Error> {
+        assert!(count <= from.len && at.checked_add(count).is_some_and(|end| end <= self.len));
+        let (to, bytes) = (self.address + (at * size_of::<T>()) as u64, count * size_of::<T>());
+        // SAFETY: the bytes are these buffers', which are different ones: this one is borrowed exclusively.
+        unsafe { self.driver.copy(from.address, to, bytes) }
+    }
+
     /// A copy in this process's memory.
     pub fn to_vec(&self) -> Result<Vec<T>, Error> {
         let mut data = bytemuck::zeroed_vec(self.len);

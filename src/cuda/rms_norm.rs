@@ -23,7 +23,7 @@ const FWD_THREADS: usize = 1024;
 const BWD_THREADS: usize = 640;
 const BWD_THREADS_F64: usize = 512;
 /// Blocks of the forward pass, at most; they go on with further rows.
-const BLOCKS: usize = 1 << 20;
+const BLOCKS: usize = 1 << 16;
 
 /// As many threads as leave each `kept` columns: what a row is summed by, so only its length decides.
 fn threads(columns: usize, kept: usize, most: usize) -> u32 {

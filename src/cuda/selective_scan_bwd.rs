@@ -281,7 +281,11 @@ impl Run<'_> {
         let clear = |grad: Strided<5>, outer: usize, inner: usize, pair: bool| {
             let [rows, seqlen, outer, inner] = [batch, seqlen, outer, inner].map(|n| n as i64);
             let params = PaddingParams { ids: self.sequences, grad, rows, seqlen, outer, inner };
-            self.engine.run(&Padding { bytes: size_of::<I>(), pair }, Grid::new((batch * self.shape.problem.seqlen).div_ceil(128), 128), &params)
+            self.engine.run(
+                &Padding { bytes: size_of::<I>(), pair },
+                Grid::new((batch * self.shape.problem.seqlen).div_ceil(128), 128),
+                &params,
+            )
         };
         for v in [&grads.u, &grads.delta, &grads.z].into_iter().flatten() {
             let [address, row, time, channel]: Strided<4> = strided_mut(v);

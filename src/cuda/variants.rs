@@ -1,9 +1,9 @@
 //! The shipping table: every variant of every template that the engine can ask for.
 
 use super::launch::Kernel;
-use super::selective_scan_bwd::kernels as bwd;
 use super::linear;
-use super::{cast, elementwise, rms_norm, sum};
+use super::selective_scan_bwd::kernels as bwd;
+use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, scan, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -25,6 +25,12 @@ fn add<K: Kernel>(out: &mut Vec<Variant>) {
 pub fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     // One line a kernel, in the order of the templates' names: add::<causal_conv1d::Forward>(&mut all);
+    add::<adamw::Step>(&mut all);
+    add::<argmax::Argmax>(&mut all);
+    add::<super::causal_conv1d::backward::Backward>(&mut all);
+    add::<super::causal_conv1d::backward::Sum>(&mut all);
+    add::<super::causal_conv1d::forward::Forward>(&mut all);
+    add::<super::causal_conv1d::update::Update>(&mut all);
     add::<bwd::Carry>(&mut all);
     add::<bwd::Padding>(&mut all);
     add::<bwd::Plan>(&mut all);
@@ -39,10 +45,20 @@ pub fn variants() -> Vec<Variant> {
     add::<linear::RowsMma>(&mut all);
     add::<linear::Sum>(&mut all);
     add::<cast::Cast>(&mut all);
+    add::<cross_entropy::CrossEntropy>(&mut all);
     add::<elementwise::Each>(&mut all);
+    add::<embedding::Backward>(&mut all);
+    add::<embedding::Forward>(&mut all);
+    add::<embedding::Sort>(&mut all);
+    add::<scan::Forward>(&mut all);
+    add::<scan::Backward>(&mut all);
+    add::<scan::Carry>(&mut all);
     add::<rms_norm::Backward>(&mut all);
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);
     add::<sum::SumColumns>(&mut all);
+    add::<super::selective_scan_fwd::Carries>(&mut all);
+    add::<super::selective_scan_fwd::Forward>(&mut all);
+    add::<super::selective_scan_fwd::Local>(&mut all);
     all
 }

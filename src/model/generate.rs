@@ -2,9 +2,7 @@
 
 use core::ops::ControlFlow;
 
-use super::lm::{Decoder, MambaLm};
-use super::{Parameters, Rng, Sampler, Sampling};
-use crate::block::HostEngine;
+use super::{ModelConfig, Rng, Sampler, Sampling};
 use crate::element::Real;
 use crate::error::Error;
 
@@ -21,6 +19,36 @@ pub struct Generation {
     pub stop_at_eos: bool,
 }
 
+/// A batch of texts that grow token by token, on any engine.
+pub trait Decode {
+    /// The type of the logits.
+    type Number: Real;
+
+    /// The logits after the last token of each row of the last call, (rows, vocab) and perhaps more behind them.
+    fn logits(&mut self) -> Result<&[Self::Number], Error>;
+
+    /// The likeliest token of each of the `rows` rows of the last call; of equal ones the lowest.
+    fn likeliest(&mut self, rows: usize) -> Result<Vec<u32>, Error>;
+
+    /// Takes one more token for some rows: `tokens[i]` belongs to prompt `slots[i]`. Afterwards row i of the logits is theirs.
+    fn step(&mut self, tokens: &[u32], slots: &[i32]) -> Result<(), Error>;
+}
+
+/// A model that text can be generated with; `P` are its parameters.
+pub trait LanguageModel<P> {
+    /// What takes its steps.
+    type Decoder<'m>: Decode
+    where
+        Self: 'm,
+        P: 'm;
+
+    /// Its configuration.
+    fn config(&self) -> &ModelConfig;
+
+    /// Reads `prompts`, each of at least one token.
+    fn decoder<'m>(&'m self, parameters: &'m P, prompts: &[&[u32]]) -> Result<Self::Decoder<'m>, Error>;
+}
+
 /// The tokens that follow each prompt, without the prompt.
 ///
 /// `on_token` sees every token as it is drawn, with its row; `Break` ends that row. Prompts are read in one packed call and rows that
@@ -29,9 +57,9 @@ pub struct Generation {
 ///
 /// # Errors
 /// [`Error::Value`] where a prompt is empty, a token is not in the vocabulary, or an option is out of range.
-pub fn generate<E: HostEngine, T: Real>(
-    model: &MambaLm<E>,
-    parameters: &Parameters<T>,
+pub fn generate<M: LanguageModel<P>, P>(
+    model: &M,
+    parameters: &P,
     prompts: &[&[u32]],
     how: &Generation,
     mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
@@ -42,15 +70,19 @@ pub fn generate<E: HostEngine, T: Real>(
     if how.tokens == 0 || prompts.is_empty() {
         return Ok(texts);
     }
-    let vocab = model.sizes().vocab;
-    let mut decoder = Decoder::new(model, parameters, prompts)?;
+    let vocab = model.config().vocab_size;
+    let mut decoder = model.decoder(parameters, prompts)?;
     let mut slots: Vec<i32> = (0..prompts.len() as i32).collect();
     let mut tokens: Vec<u32> = Vec::with_capacity(prompts.len());
     loop {
         tokens.clear();
-        let logits = decoder.logits().chunks_exact(vocab);
-        for (&slot, logits) in slots.iter().zip(logits) {
-            tokens.push(samplers[slot as usize].next(logits)?);
+        if how.sampling.temperature == 0.0 {
+            tokens.extend(decoder.likeliest(slots.len())?);
+        } else {
+            let logits = decoder.logits()?.chunks_exact(vocab);
+            for (&slot, logits) in slots.iter().zip(logits) {
+                tokens.push(samplers[slot as usize].next(logits)?);
+            }
         }
         let mut active = 0;
         for i in 0..slots.len() {

@@ -27,6 +27,9 @@ mod decode;
 mod loss;
 
 pub use decode::Decoder;
+#[cfg(feature = "cuda")]
+pub(super) use decode::{check_step, joined};
+pub(super) use loss::check_targets;
 pub use loss::{IGNORE, Loss};
 
 /// Rows of the stream that one thread takes at a time.
@@ -212,17 +215,7 @@ impl<E: HostEngine> MambaLm<E> {
     /// Checks tokens and parameters; L.
     fn check<T: Real>(&self, parameters: &Parameters<T>, tokens: &[u32], batch: usize) -> Result<usize, Error> {
         parameters.check("parameters", &self.sizes)?;
-        let fault = |why: String| Err(Error::Value { operand: "tokens", why });
-        if let Some((i, id)) = tokens.iter().enumerate().find(|&(_, &id)| id as usize >= self.sizes.vocab) {
-            return fault(format!("token {i} is {id}, the vocabulary has {}", self.sizes.vocab));
-        }
-        if batch == 0 && tokens.is_empty() {
-            return Ok(0);
-        }
-        if batch == 0 || !tokens.len().is_multiple_of(batch) {
-            return fault(format!("{} tokens are not {batch} rows of one length", tokens.len()));
-        }
-        Ok(tokens.len() / batch)
+        check_tokens(&self.sizes, tokens, batch)
     }
 
     /// The logits of every position, (B, L, vocab); `tokens` are (B, L) in row-major order.
@@ -342,6 +335,21 @@ impl<E: HostEngine> MambaLm<E> {
             false => self.block().forward(args, ws),
         }
     }
+}
+
+/// Checks tokens of `batch` rows; L.
+pub(super) fn check_tokens(sizes: &Sizes, tokens: &[u32], batch: usize) -> Result<usize, Error> {
+    let fault = |why: String| Err(Error::Value { operand: "tokens", why });
+    if let Some((i, id)) = tokens.iter().enumerate().find(|&(_, &id)| id as usize >= sizes.vocab) {
+        return fault(format!("token {i} is {id}, the vocabulary has {}", sizes.vocab));
+    }
+    if batch == 0 && tokens.is_empty() {
+        return Ok(0);
+    }
+    if batch == 0 || !tokens.len().is_multiple_of(batch) {
+        return fault(format!("{} tokens are not {batch} rows of one length", tokens.len()));
+    }
+    Ok(tokens.len() / batch)
 }
 
 /// The head's weight: its own or the embedding.

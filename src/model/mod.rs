@@ -4,6 +4,8 @@ mod checkpoint;
 mod config;
 pub mod file;
 mod generate;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod init;
 mod lm;
 mod optimizer;
@@ -17,7 +19,9 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, MAX_NOTES};
 pub use config::{ModelConfig, Sizes, StepInit};
-pub use generate::{Generation, generate};
+pub use generate::{Decode, Generation, LanguageModel, generate};
+#[cfg(feature = "cuda")]
+pub use gpu::{GpuDecoder, GpuLm, GpuMemory, GpuParameters, GpuState, GpuTrainer, StepReport};
 pub use init::init;
 pub use lm::{Decoder, IGNORE, LmMemory, Loss, MambaLm, ModelState};
 pub use optimizer::{AdamW, AdamWOptions, Schedule, gradient_norm};

@@ -45,7 +45,7 @@ impl Default for AdamWOptions {
 }
 
 impl AdamWOptions {
-    fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             if !(0.0..1.0).contains(&beta) {
                 return Err(bad(name, format!("{beta} is not at least 0 and below 1")));
@@ -62,6 +62,16 @@ impl AdamWOptions {
         }
         Ok(())
     }
+
+    /// 1 − β₁ᵗ and 1 − β₂ᵗ without cancellation.
+    pub(super) fn corrections(&self, step: u64) -> [f64; 2] {
+        [self.beta1, self.beta2].map(|beta| -(step as f64 * beta.ln()).exp_m1())
+    }
+}
+
+/// Checks a learning rate.
+pub(super) fn check_rate(rate: f64) -> Result<(), Error> {
+    if rate >= 0.0 && rate.is_finite() { Ok(()) } else { Err(bad("rate", format!("{rate} is not a finite number of at least 0"))) }
 }
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2). With g the clipped gradient, t the step from 1 and η the learning rate:
@@ -111,24 +121,15 @@ impl AdamW {
         for (operand, same) in [("gradients", gradients), ("first", &self.first), ("second", &self.second)] {
             same.check(operand, &sizes)?;
         }
-        if !(rate >= 0.0 && rate.is_finite()) {
-            return Err(bad("rate", format!("{rate} is not a finite number of at least 0")));
-        }
+        check_rate(rate)?;
         let norm = gradient_norm(gradients);
         if !norm.is_finite() {
             return Err(bad("gradients", format!("their norm is {norm}")));
         }
         self.step += 1;
-        let AdamWOptions { beta1, beta2, weight_decay, clip, .. } = self.options;
-        // 1 − βᵗ without cancellation.
-        let correct = |beta: f64| -(self.step as f64 * beta.ln()).exp_m1();
-        let mut factors = Factors {
-            scale: if norm > clip { clip / norm } else { 1.0 },
-            rate,
-            decay: 0.0,
-            correct1: correct(beta1),
-            correct2: correct(beta2),
-        };
+        let AdamWOptions { weight_decay, clip, .. } = self.options;
+        let [correct1, correct2] = self.options.corrections(self.step);
+        let mut factors = Factors { scale: if norm > clip { clip / norm } else { 1.0 }, rate, decay: 0.0, correct1, correct2 };
         let moments = self.first.tensors_mut().into_iter().zip(self.second.tensors_mut());
         for (((spec, p), (_, g)), ((_, m), (_, v))) in parameters.tensors_mut().into_iter().zip(gradients.tensors()).zip(moments) {
             factors.decay = if spec.kind.decays() { weight_decay } else { 0.0 };

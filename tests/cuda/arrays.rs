@@ -97,10 +97,10 @@ impl<T: Element, const R: usize> Tensor<T, R> {
         if dims.contains(&0) {
             return this;
         }
-        for axis in 0..R {
+        for (stride, count) in this.strides.iter_mut().zip(dims) {
             if draw.below(4) == 0 {
-                this.offset += this.strides[axis] as usize * (dims[axis] - 1);
-                this.strides[axis] = -this.strides[axis];
+                this.offset += *stride as usize * (count - 1);
+                *stride = -*stride;
             }
         }
         this

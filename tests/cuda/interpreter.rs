@@ -3,6 +3,7 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use ptx_sim::{Memory, Module};
@@ -26,7 +27,8 @@ struct State {
     memory: Memory,
     sizes: HashMap<u64, Layout>,
     kernels: Vec<(Module, usize)>,
-    recording: Option<Vec<Task>>,
+    /// What is being recorded, and by whom: other threads may load and allocate.
+    recording: Option<(ThreadId, Vec<Task>)>,
     graphs: Vec<Vec<Task>>,
     /// Bytes that are allocated now.
     used: usize,
@@ -70,7 +72,7 @@ impl Interpreter {
     fn ask(&self, task: Task) -> Result<(), Error> {
         let mut state = self.state();
         match &mut state.recording {
-            Some(tasks) => {
+            Some((_, tasks)) => {
                 tasks.push(task);
                 Ok(())
             }
@@ -80,6 +82,11 @@ impl Interpreter {
 }
 
 impl State {
+    /// Whether this thread records.
+    fn records(&self) -> bool {
+        self.recording.as_ref().is_some_and(|(recorder, _)| *recorder == std::thread::current().id())
+    }
+
     fn inside(&self, address: u64, bytes: usize) -> Result<(), Error> {
         if self.memory.contains(address, bytes) { Ok(()) } else { Err(fault(format!("{bytes} bytes at {address:#x} are no allocation's"))) }
     }
@@ -117,7 +124,7 @@ impl Driver for Interpreter {
 
     fn load(&self, ptx: &str, entry: &str) -> Result<Function, Error> {
         let mut state = self.state();
-        if state.recording.is_some() {
+        if state.records() {
             return Err(fault("a kernel was loaded while recording"));
         }
         let module = Module::parse(ptx).map_err(fault)?;
@@ -131,7 +138,7 @@ impl Driver for Interpreter {
             return Ok(0);
         }
         let mut state = self.state();
-        if state.recording.is_some() {
+        if state.records() {
             return Err(fault("memory was allocated while recording"));
         }
         if state.used.saturating_add(bytes) > self.properties.memory {
@@ -153,13 +160,13 @@ impl Driver for Interpreter {
     }
 
     fn begin_capture(&self) -> Result<(), Error> {
-        self.state().recording = Some(Vec::new());
+        self.state().recording = Some((std::thread::current().id(), Vec::new()));
         Ok(())
     }
 
     fn end_capture(&self) -> Result<GraphId, Error> {
         let mut state = self.state();
-        let tasks = state.recording.take().ok_or_else(|| fault("nothing was being recorded"))?;
+        let (_, tasks) = state.recording.take().ok_or_else(|| fault("nothing was being recorded"))?;
         state.graphs.push(tasks);
         Ok(GraphId(state.graphs.len() as u64 - 1))
     }

@@ -5,17 +5,27 @@ mod arrays;
 #[path = "../../examples/check/harness/carried/mod.rs"]
 #[allow(dead_code)]
 mod carried;
+mod causal_conv1d;
 mod elementwise;
+mod embedding;
 mod frame;
+mod grid;
 mod interpreter;
 mod linear;
+mod mamba_block;
+#[cfg(feature = "model")]
+mod model;
 mod rms_norm;
+mod scan;
 mod selective_scan_bwd;
+mod selective_scan_fwd;
 mod selective_state_update;
+mod shared;
 mod tensor;
 #[path = "../it/tensors.rs"]
 #[allow(dead_code)]
 mod tensors;
+mod training;
 
 use selective_scan::cuda::Cuda;
 

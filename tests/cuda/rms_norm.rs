@@ -200,6 +200,13 @@ fn long_sums_of_weight_gradients_stay_accurate() {
 }
 
 #[test]
+fn more_rows_than_blocks() {
+    let d = data([(1 << 16) + 40, 2], true);
+    let ((out, r), want) = (forward::<f64, f64>(&d, Layout::Dense), oracle_forward(&d));
+    assert!(r == want.1 && error(&out, &want.0) <= 1e-15);
+}
+
+#[test]
 fn large_and_small_rows_neither_overflow_nor_vanish() {
     for size in [1e-30f32, 1e30] {
         let (x, weight) =

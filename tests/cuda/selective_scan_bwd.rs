@@ -510,7 +510,8 @@ fn ids_mark_sequences_and_padding() {
             }
         }
         ids.extend([-1, -2]);
-        let case = Case { dims: [1, ids.len(), 2, 5], groups: [1, 2], on: [true, i % 2 == 0, true, true, i % 2 == 0, i != 1], ..Case::default() };
+        let case =
+            Case { dims: [1, ids.len(), 2, 5], groups: [1, 2], on: [true, i % 2 == 0, true, true, i % 2 == 0, i != 1], ..Case::default() };
         indexed::<f32, f32>(&case, ids.clone());
         indexed::<bf16, f32>(&case, ids.clone());
         if i < 2 {

@@ -284,7 +284,7 @@ fn params<M: Memory>(data: &[Vec<f32>; 8]) -> MambaParams<'_, f32, M> {
 fn scratch<M: Memory>(bytes: &mut Vec<u8>, count: usize) -> Workspace<'_, M> {
     bytes.clear();
     bytes.resize(count, 0xff);
-    Workspace::over(at_mut(ViewMut::new(bytes, [count])))
+    Workspace::over(at_mut(ViewMut::new(bytes, [count]))).unwrap()
 }
 
 /// out, ∂ℓ/∂x and the gradients of A_log and x_proj, with rows that do not merge where `apart` is on.
@@ -300,7 +300,7 @@ fn train<E: Engine>(engine: &E, apart: bool) -> [Vec<f32>; 4] {
     let whole = [memory.len()];
     // The caller's memory is carved anew for each direction.
     for backward in [false, true] {
-        let mut held = Workspace::over(at_mut(ViewMut::new(&mut memory, whole)));
+        let mut held = Workspace::over(at_mut(ViewMut::new(&mut memory, whole))).unwrap();
         let mut saved = MambaSaved::carve(&p, &mut held, &mut kept).unwrap();
         if backward {
             let grads = MambaGrads {

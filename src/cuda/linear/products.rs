@@ -107,6 +107,6 @@ impl Cuda {
         let Some(library) = self.chosen().filter(|library| !sizes.fine && library.takes(&sizes, params)) else { return Ok(false) };
         let mut ws = ws.reborrow();
         let workspace = ws.tensor::<u8, 1>([Lt::WORKSPACE])?.as_view().buffer().0 as u64;
-        library.product(&sizes, params, workspace)
+        self.driver.launches(&mut || library.product(&sizes, params, workspace))
     }
 }

@@ -1,6 +1,6 @@
 //! Gradients of every parameter.
 
-use super::{Call, LmMemory, Loss, MambaLm, ROWS, block_params, grown};
+use super::{Call, LmMemory, Loss, MambaLm, ROWS, block_params, check_targets, grown};
 use crate::block::HostEngine;
 use crate::block::mamba::{MambaBwd, MambaGrads, MambaInputs, MambaProblem};
 use crate::buffer::Workspace;
@@ -58,7 +58,7 @@ impl<E: HostEngine> MambaLm<E> {
         memory: &mut LmMemory<T>,
     ) -> Result<Loss, Error> {
         let seqlen = self.check(parameters, tokens, batch)?;
-        self.check_targets(tokens, targets)?;
+        check_targets(&self.sizes, tokens, targets)?;
         gradients.check("gradients", &self.sizes)?;
         let call = Call { tokens, batch, sequences: Sequences::Rows, states: batch, initial: None, last: None, keep: true };
         self.hidden(parameters, call, memory)?;

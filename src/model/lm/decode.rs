@@ -5,8 +5,10 @@ use crate::block::HostEngine;
 use crate::block::mamba::{MAMBA_OPTIONS, MambaParams, MambaStep};
 use crate::element::Real;
 use crate::error::Error;
-use crate::model::config::Sizes;
+use crate::model::config::{ModelConfig, Sizes};
+use crate::model::generate::{Decode, LanguageModel};
 use crate::model::parameters::{Layer, Parameters};
+use crate::model::sample::greedy;
 use crate::sequences::Sequences;
 use crate::view::{View, ViewMut};
 
@@ -63,6 +65,30 @@ impl<T: Real> Prepared<T> {
     }
 }
 
+/// Prompts one after another, and the offset of each, with the end of the last.
+pub(in crate::model) fn joined(prompts: &[&[u32]]) -> Result<(Vec<u32>, Vec<i64>), Error> {
+    if let Some(i) = prompts.iter().position(|prompt| prompt.is_empty()) {
+        return Err(Error::Value { operand: "prompts", why: format!("prompt {i} is empty: it has no last token to go on from") });
+    }
+    let mut offsets = vec![0i64];
+    for prompt in prompts {
+        offsets.push(offsets[offsets.len() - 1] + prompt.len() as i64);
+    }
+    Ok((prompts.concat(), offsets))
+}
+
+/// Checks the tokens of a step and that there is a slot for each; which slots there are is known to the operators.
+pub(in crate::model) fn check_step(sizes: &Sizes, tokens: &[u32], slots: &[i32]) -> Result<(), Error> {
+    let rows = tokens.len();
+    if slots.len() != rows || slots.iter().any(|&slot| slot < 0) {
+        return Err(Error::Value { operand: "slots", why: format!("{} slots for {rows} tokens, each at least 0", slots.len()) });
+    }
+    match tokens.iter().find(|&&id| id as usize >= sizes.vocab) {
+        Some(id) => Err(Error::Value { operand: "tokens", why: format!("{id} is not below the vocabulary, {}", sizes.vocab) }),
+        None => Ok(()),
+    }
+}
+
 /// A batch of texts that grow token by token. After the first step a step allocates nothing in the model; an engine may.
 ///
 /// It keeps a transposed copy of the large weights: a product of few rows reads that several times faster, and its bits are the same.
@@ -83,10 +109,7 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
     /// # Errors
     /// [`Error::Value`] where a prompt is empty, a token is not in the vocabulary or the parameters do not fit.
     pub fn new(model: &'m MambaLm<E>, parameters: &'m Parameters<T>, prompts: &[&[u32]]) -> Result<Self, Error> {
-        if let Some(i) = prompts.iter().position(|prompt| prompt.is_empty()) {
-            return Err(Error::Value { operand: "prompts", why: format!("prompt {i} is empty: it has no last token to go on from") });
-        }
-        let tokens = prompts.concat();
+        let (tokens, offsets) = joined(prompts)?;
         model.check(parameters, &tokens, 1)?;
         let prepared = parameters.layers.iter().map(|layer| Prepared::new(&model.engine, layer, &model.sizes));
         let mut decoder = Decoder {
@@ -98,17 +121,13 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
             memory: LmMemory::default(),
             logits: Vec::new(),
         };
-        decoder.prefill(prompts, &tokens)?;
+        decoder.prefill(&tokens, &offsets)?;
         Ok(decoder)
     }
 
-    fn prefill(&mut self, prompts: &[&[u32]], tokens: &[u32]) -> Result<(), Error> {
-        let (model, rows, hidden) = (self.model, prompts.len(), self.model.sizes.hidden);
-        let mut offsets = vec![0i64];
-        for prompt in prompts {
-            offsets.push(offsets[offsets.len() - 1] + prompt.len() as i64);
-        }
-        let sequences = Sequences::CuSeqlens(View::new(&offsets, [rows + 1]));
+    fn prefill(&mut self, tokens: &[u32], offsets: &[i64]) -> Result<(), Error> {
+        let (model, rows, hidden) = (self.model, offsets.len() - 1, self.model.sizes.hidden);
+        let sequences = Sequences::CuSeqlens(View::new(offsets, [rows + 1]));
         let call = Call { tokens, batch: 1, sequences, states: rows, initial: None, last: Some(&mut self.state), keep: false };
         model.hidden(self.parameters, call, &mut self.memory)?;
         // The last position of each prompt, moved together.
@@ -136,12 +155,7 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
     /// [`Error::Value`] where a token is not in the vocabulary, a slot is out of range or stands twice.
     pub fn step(&mut self, tokens: &[u32], slots: &[i32]) -> Result<&[T], Error> {
         let (model, parameters, rows) = (self.model, self.parameters, tokens.len());
-        if slots.len() != rows || slots.iter().any(|&slot| slot < 0) {
-            return Err(Error::Value { operand: "slots", why: format!("{} slots for {rows} tokens, each at least 0", slots.len()) });
-        }
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= model.sizes.vocab) {
-            return Err(Error::Value { operand: "tokens", why: format!("{id} is not below the vocabulary, {}", model.sizes.vocab) });
-        }
+        check_step(&model.sizes, tokens, slots)?;
         let p = model.problem(rows, 1, self.state.rows);
         let dims = [rows, p.hidden];
         let count = rows * p.hidden;
@@ -171,5 +185,36 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
         let logits = grown(&mut self.logits, rows * model.sizes.vocab);
         model.head_forward(self.head.view(), &memory.hidden, rows, logits, &mut memory.buffer)?;
         Ok(&self.logits[..rows * model.sizes.vocab])
+    }
+}
+
+impl<E: HostEngine, T: Real> LanguageModel<Parameters<T>> for MambaLm<E> {
+    type Decoder<'m>
+        = Decoder<'m, E, T>
+    where
+        E: 'm;
+
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn decoder<'m>(&'m self, parameters: &'m Parameters<T>, prompts: &[&[u32]]) -> Result<Decoder<'m, E, T>, Error> {
+        Decoder::new(self, parameters, prompts)
+    }
+}
+
+impl<E: HostEngine, T: Real> Decode for Decoder<'_, E, T> {
+    type Number = T;
+
+    fn logits(&mut self) -> Result<&[T], Error> {
+        Ok(&self.logits)
+    }
+
+    fn likeliest(&mut self, rows: usize) -> Result<Vec<u32>, Error> {
+        self.logits.chunks_exact(self.model.sizes.vocab).take(rows).map(greedy).collect()
+    }
+
+    fn step(&mut self, tokens: &[u32], slots: &[i32]) -> Result<(), Error> {
+        Decoder::step(self, tokens, slots).map(|_| ())
     }
 }

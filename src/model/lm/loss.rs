@@ -6,7 +6,7 @@ use crate::buffer::Workspace;
 use crate::element::Real;
 use crate::error::Error;
 use crate::layers::linear::{LinearBwd, LinearFwd};
-use crate::model::Parameters;
+use crate::model::{Parameters, Sizes};
 use crate::ops::Sum;
 use crate::par::Par;
 use crate::sequences::Sequences;
@@ -90,6 +90,18 @@ fn rows_loss<T: Real>(
     })
 }
 
+/// Checks targets of tokens.
+pub(in crate::model) fn check_targets(sizes: &Sizes, tokens: &[u32], targets: &[u32]) -> Result<(), Error> {
+    let fault = |why: String| Err(Error::Value { operand: "targets", why });
+    if targets.len() != tokens.len() {
+        return fault(format!("they are {}, the tokens {}", targets.len(), tokens.len()));
+    }
+    match targets.iter().enumerate().find(|&(_, &id)| id != IGNORE && id as usize >= sizes.vocab) {
+        Some((i, id)) => fault(format!("target {i} is {id}, the vocabulary has {}", sizes.vocab)),
+        None => Ok(()),
+    }
+}
+
 impl<E: HostEngine> MambaLm<E> {
     /// Rows whose logits exist at a time.
     pub(super) fn head_rows(&self, rows: usize) -> usize {
@@ -113,7 +125,7 @@ impl<E: HostEngine> MambaLm<E> {
         memory: &mut LmMemory<T>,
     ) -> Result<Loss, Error> {
         self.check(parameters, tokens, batch)?;
-        self.check_targets(tokens, targets)?;
+        check_targets(&self.sizes, tokens, targets)?;
         let mut call = Call { tokens, batch, sequences: Sequences::Rows, states: batch, initial: None, last: None, keep: false };
         match state {
             None => self.hidden(parameters, call, memory)?,
@@ -129,17 +141,6 @@ impl<E: HostEngine> MambaLm<E> {
             }
         }
         self.head_loss(parameters, targets, None, memory)
-    }
-
-    pub(super) fn check_targets(&self, tokens: &[u32], targets: &[u32]) -> Result<usize, Error> {
-        let fault = |why: String| Err(Error::Value { operand: "targets", why });
-        if targets.len() != tokens.len() {
-            return fault(format!("they are {}, the tokens {}", targets.len(), tokens.len()));
-        }
-        if let Some((i, id)) = targets.iter().enumerate().find(|&(_, &id)| id != IGNORE && id as usize >= self.sizes.vocab) {
-            return fault(format!("target {i} is {id}, the vocabulary has {}", self.sizes.vocab));
-        }
-        Ok(targets.iter().filter(|&&id| id != IGNORE).count())
     }
 
     /// The loss of `memory.hidden`; with `gradient`, that of the head (written there) and ∂ℓ/∂hidden in `memory.grad[0]`, of the mean.

@@ -2,11 +2,12 @@
 
 use selective_scan::Error;
 use selective_scan::buffer::Workspace;
-use selective_scan::element::Input;
+use selective_scan::element::{Element, Input, Real};
 use selective_scan::layers::conv1d::{CausalConv1d, ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvProblem, ConvStep};
+use selective_scan::layers::elementwise::Elementwise;
 use selective_scan::layers::linear::{Linear, LinearBwd, LinearFwd, LinearProblem};
 use selective_scan::layers::norm::{NormBwd, NormFwd, RmsNorm};
-use selective_scan::view::{Device, Host};
+use selective_scan::view::{Device, Host, View, ViewMut};
 
 use super::{Carried, Sent, SentSequences, back, view, view_mut};
 
@@ -207,5 +208,48 @@ impl Linear for Carried {
         })?;
         back!(grad_x => args.grad_x, "grad_x"; grad_weight => args.grad_weight, "grad_weight"; bias => args.grad_bias, "grad_bias";);
         Ok(())
+    }
+}
+
+impl Elementwise for Carried {
+    type Memory = Host;
+
+    fn copy<T: Element>(&self, from: View<'_, T, 3>, mut to: ViewMut<'_, T, 3>) -> Result<(), Error> {
+        from.check("from", from.dims())?;
+        to.check("to", from.dims())?;
+        let (sent, mut written) = (self.read(&from)?, self.written(&to)?);
+        self.engine.copy(sent.view(), written.view_mut())?;
+        written.back("to", &mut to)
+    }
+
+    fn zero<T: Element>(&self, mut to: ViewMut<'_, T, 3>) -> Result<(), Error> {
+        to.check("to", to.dims())?;
+        let mut written = self.written(&to)?;
+        self.engine.zero(written.view_mut())?;
+        written.back("to", &mut to)
+    }
+
+    fn add<I: Input>(&self, from: View<'_, I, 3>, mut to: ViewMut<'_, I, 3>) -> Result<(), Error> {
+        from.check("from", from.dims())?;
+        to.check("to", from.dims())?;
+        let (sent, mut updated) = (self.read(&from)?, self.updated(&to)?);
+        self.engine.add(sent.view(), updated.view_mut())?;
+        updated.back("to", &mut to)
+    }
+
+    fn decay<A: Real>(&self, a_log: View<'_, A, 2>, mut a: ViewMut<'_, A, 2>) -> Result<(), Error> {
+        a_log.check("A_log", a_log.dims())?;
+        a.check("A", a_log.dims())?;
+        let (sent, mut written) = (self.read(&a_log)?, self.written(&a)?);
+        self.engine.decay(sent.view(), written.view_mut())?;
+        written.back("A", &mut a)
+    }
+
+    fn scale<A: Real>(&self, by: View<'_, A, 2>, mut to: ViewMut<'_, A, 2>) -> Result<(), Error> {
+        by.check("by", by.dims())?;
+        to.check("to", by.dims())?;
+        let (sent, mut updated) = (self.read(&by)?, self.updated(&to)?);
+        self.engine.scale(sent.view(), updated.view_mut())?;
+        updated.back("to", &mut to)
     }
 }

@@ -98,6 +98,12 @@ impl Carried {
         Carried { engine, margin: if checked { 0 } else { MARGIN } }
     }
 
+    /// The same adapter to another engine on the same device.
+    #[allow(dead_code)]
+    pub fn to(self, engine: &'static Cuda) -> Self {
+        Carried { engine, ..self }
+    }
+
     fn send<T: Pod, const R: usize>(&self, of: &View<'_, T, R>, poisoned: bool) -> Result<Sent<T, R>, Error> {
         let (dims, strides) = (of.dims(), of.strides());
         let margin = self.margin.div_ceil(size_of::<T>());
