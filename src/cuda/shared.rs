@@ -33,6 +33,7 @@ snippets! {
     "bwd_group"
     "bwd_item"
     "bwd_load"
+    "bwd_logistic"
     "bwd_matrix"
     "bwd_offset"
     "bwd_piece"
