@@ -180,6 +180,9 @@ impl Types {
         };
         let vars = Vars::new().text("T", self.storage.name()).int("TB", bytes).text("R", self.weight());
         let vars = vars.int("RB", if self.weight() == "f64" { 8 } else { 4 }).int("AB", self.arith()).int("K", self.parts());
+        // 0 as storage and weights have it.
+        let zero = |double: bool| if double { "0d0000000000000000" } else { "0f00000000" };
+        let vars = vars.text("none", zero(bytes == 8)).text("rnone", zero(self.weight() == "f64"));
         let vars = vars.text("A", if self.arith() == 8 { "f64" } else { "f32" }).flag("cx", self.complex);
         constants(vars, self.arith() == 8)
     }
@@ -313,7 +316,8 @@ impl Walk {
     /// Registers of a thread, at most. Left to itself the assembler bounds them so that a few spill.
     fn registers(&self) -> usize {
         match (self.fast, self.local, self.lanes) {
-            (true, true, _) => 96,
+            (true, true, _) if self.types.arith() == 4 => 96,
+            (true, true, _) => 120,
             (true, false, 4 | 8) if self.types.arith() == 4 => 152,
             (true, false, _) => 240,
             (false, true, _) => 128,
