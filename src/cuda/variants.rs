@@ -2,7 +2,8 @@
 
 use super::launch::Kernel;
 use super::linear;
-use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, sum};
+use super::selective_scan_bwd::kernels as bwd;
+use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, scan, sum};
 
 /// A variant as a test or a reader wants it.
 #[derive(Debug, Clone)]
@@ -30,6 +31,12 @@ pub fn variants() -> Vec<Variant> {
     add::<super::causal_conv1d::backward::Sum>(&mut all);
     add::<super::causal_conv1d::forward::Forward>(&mut all);
     add::<super::causal_conv1d::update::Update>(&mut all);
+    add::<bwd::Carry>(&mut all);
+    add::<bwd::Padding>(&mut all);
+    add::<bwd::Plan>(&mut all);
+    add::<bwd::Rows>(&mut all);
+    add::<bwd::Totals>(&mut all);
+    add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);
@@ -43,6 +50,9 @@ pub fn variants() -> Vec<Variant> {
     add::<embedding::Backward>(&mut all);
     add::<embedding::Forward>(&mut all);
     add::<embedding::Sort>(&mut all);
+    add::<scan::Forward>(&mut all);
+    add::<scan::Backward>(&mut all);
+    add::<scan::Carry>(&mut all);
     add::<rms_norm::Backward>(&mut all);
     add::<rms_norm::Forward>(&mut all);
     add::<sum::Sum>(&mut all);

@@ -16,6 +16,8 @@ mod mamba_block;
 #[cfg(feature = "model")]
 mod model;
 mod rms_norm;
+mod scan;
+mod selective_scan_bwd;
 mod selective_scan_fwd;
 mod selective_state_update;
 mod shared;
