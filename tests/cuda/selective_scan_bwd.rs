@@ -532,3 +532,117 @@ fn slow_decays_stay_compensated() {
     let case = Case { dims: [2, 2048, 256, 16], ..Case::default() };
     every_type(&case);
 }
+
+#[test]
+fn long_sequences_carry_over_many_items() {
+    let case = Case { dims: [1, 1300, 2, 3], ..Case::default() };
+    check::<f32, f32>(&case);
+    check::<f64, C64>(&Case { dims: [1, 700, 1, 2], rule: Rule::Bilinear, ..case.clone() });
+    packed::<f32, f32>(&case, &[0, 650, 651, 1300]);
+    let ids = (0..1300).map(|t| if t % 11 == 5 { -1 } else { [0, 3, 9][t / 600] }).collect();
+    indexed::<f32, f32>(&case, ids);
+}
+
+#[test]
+fn nothing_crosses_the_start_of_a_sequence() {
+    let ids: Vec<i32> = (0..60).map(|t| if t % 7 == 6 { -1 } else { t / 20 }).collect();
+    for rule in [Rule::Euler, Rule::Bilinear] {
+        for kind in [Kind::Ids(ids.clone()), Kind::Packed(vec![0, 20, 40, 60])] {
+            let case = Case { dims: [1, 60, 3, 5], kind, rule, ..Case::default() };
+            let clean = Problem::<f32, f32>::new(&case);
+            let wanted = 0b1_0101_1011;
+            let before = clean.run(&engine(Regime::Walk), wanted, 3);
+            for value in [f32::NAN, f32::INFINITY] {
+                let mut spoiled = Problem::<f32, f32>::new(&case);
+                for d in 0..3 {
+                    spoiled.u.view_mut().set([0, 25, d], value);
+                    spoiled.delta.view_mut().set([0, 30, d], value);
+                    spoiled.grad_out.view_mut().set([0, 38, d], value);
+                }
+                let after = spoiled.run(&engine(Regime::Walk), wanted, 3);
+                for positions in [(0..20).collect::<Vec<_>>(), (40..60).collect()] {
+                    let others = |g: &Grads<f32, f32>| [&g.u, &g.delta, &g.z].map(|t| rows(t.as_ref().unwrap(), 0, &positions).numbers());
+                    assert!(others(&before) == others(&after), "{case:?}");
+                    let shared = |g: &Option<Coef<f32, f32>>| g.as_ref().unwrap().part(0, &positions).numbers();
+                    assert!(shared(&before.b) == shared(&after.b) && shared(&before.c) == shared(&after.c), "{case:?}");
+                }
+                let first = |g: &Grads<f32, f32>| one(g.initial.as_ref().unwrap(), 0).numbers();
+                assert!(first(&before) == first(&after), "{case:?}");
+                let middle = rows(after.u.as_ref().unwrap(), 0, &(21..33).collect::<Vec<_>>()).numbers();
+                assert!(middle.iter().any(|x| !x.is_finite()), "{case:?}: what is spoiled shows");
+            }
+        }
+    }
+}
+
+#[test]
+fn hostile_sequences_stay_inside() {
+    use super::tensor::{LAYOUTS, Tensor, with_workspace};
+    use selective_scan::buffer::Workspace;
+    use selective_scan::view::Device;
+
+    const DIMS: [usize; 3] = [1, 300, 3];
+    let (dim, n) = (DIMS[2], 16);
+    let values = |count: usize| (0..count).map(|i| (i % 7) as f32 * 0.25 - 0.5).collect::<Vec<f32>>();
+    let layout = LAYOUTS[1];
+    let x = Tensor::new(DIMS, layout, &values(300 * dim));
+    let a = Tensor::filled([dim, n], layout, -1.0f32);
+    let b = Tensor::new([1, 300, 1, n], layout, &values(300 * n));
+    let offsets: [[i64; 5]; 4] =
+        [[0, 400, 100, 200, 300], [i64::MIN, i64::MAX, 17, -1, 300], [300, 200, 100, 50, 0], [i64::MAX, i64::MAX, 0, 0, i64::MIN]];
+    let ids: Vec<i32> = (0..300).map(|i| [5, 0, i32::MIN, i32::MAX, 3, 3][(i * i) % 6]).collect();
+    for case in 0..5 {
+        let states = if case < 4 { 4 } else { 1 };
+        let initial = Tensor::new([states, dim, n], layout, &values(states * dim * n));
+        let mut grads: [Tensor<f32, 3>; 2] = core::array::from_fn(|_| Tensor::filled(DIMS, layout, 0.0));
+        let (mut shared, mut first) = (Tensor::filled([1, 300, 1, n], layout, 0.0f32), Tensor::filled([states, dim, n], layout, 0.0f32));
+        let offsets = Tensor::new([5], layout, &offsets[case.min(3)]);
+        let ids = Tensor::new([1, 300], layout, &ids);
+        let [u, delta] = &mut grads;
+        let args = SelectiveBwd::<f32, f32, Device> {
+            inputs: SelectiveInputs {
+                u: x.view(),
+                delta: x.view(),
+                A: a.view(),
+                B: Coefficient::Varying(b.view()),
+                C: Coefficient::Varying(b.view()),
+                D: None,
+                z: None,
+                delta_bias: None,
+                initial_state: Some(initial.view()),
+                sequences: if case < 4 { Sequences::CuSeqlens(offsets.view()) } else { Sequences::SeqIdx(ids.view()) },
+                options: SelectiveOptions { delta_softplus: true, ..Default::default() },
+            },
+            grad_out: x.view(),
+            grad_last_state: Some(initial.view()),
+            grads: SelectiveGrads {
+                u: Some(u.view_mut()),
+                delta: Some(delta.view_mut()),
+                B: Some(CoefficientGrad::Varying(shared.view_mut())),
+                initial_state: Some(first.view_mut()),
+                ..Default::default()
+            },
+        };
+        let engine = super::engine();
+        let bytes = engine.selective_scan_bwd_workspace::<f32, f32>(&args.check().unwrap());
+        with_workspace(bytes, |ws: &mut Workspace<'_, Device>| engine.selective_scan_bwd(args, ws)).unwrap();
+        engine.synchronize().unwrap();
+        // Reading the values back checks what stands between them.
+        assert!(grads.iter().all(|g| g.values().len() == 300 * dim) && first.values().len() == states * dim * n);
+        assert_eq!(shared.values().len(), 300 * n);
+    }
+}
+
+#[test]
+fn the_slabs_of_a_large_problem_change_no_bit() {
+    if !is_real() {
+        return;
+    }
+    // One block a channel, so that the shares of B and C of two rows do not fit at once.
+    let case = Case { dims: [2, 2100, 64, 256], groups: [64, 1], ..Case::default() };
+    let problem = Problem::<f32, f32>::new(&case);
+    let whole = problem.run(&engine(Regime::Walk), 0x1ff, 1);
+    let positions: Vec<usize> = (0..2100).collect();
+    let alone = problem.part(1, &positions, 1, [true, true]).run(&engine(Regime::Walk), 0x1ff, 1);
+    same_by_position(&whole, &alone, 1, &positions, Some(1));
+}

@@ -310,6 +310,17 @@ impl Walk {
         self.lanes == if self.fast { 32 } else { 16 }
     }
 
+    /// Registers of a thread, at most. Left to itself the assembler bounds them so that a few spill.
+    fn registers(&self) -> usize {
+        match (self.fast, self.local, self.lanes) {
+            (true, true, _) => 96,
+            (true, false, 4 | 8) if self.types.arith() == 4 => 152,
+            (true, false, _) => 240,
+            (false, true, _) => 128,
+            (false, false, _) => 168,
+        }
+    }
+
     /// Bytes of a tile of numbers by (step, channel).
     fn tile(&self) -> usize {
         self.steps() * (self.channels() + 1) * self.types.arith()
@@ -370,9 +381,9 @@ impl Kernel for Walk {
             ("GR", (numbers >> stages).max(1)),
             ("GX", spare as usize),
             ("GD", 1 << spare),
-            ("TR", (8 / lanes).max(1)),
-            ("TX", lanes.ilog2().saturating_sub(3) as usize),
-            ("TD", (lanes / 8).max(1)),
+            ("TX", lanes.ilog2() as usize - 2),
+            ("TD", lanes / 4),
+            ("REGS", self.registers()),
             ("oPOS", 0),
             ("oFRESH", 1024),
             ("oX", TILES),
