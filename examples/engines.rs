@@ -58,6 +58,35 @@ impl Sizes {
     }
 }
 
+/// The GPU, how it multiplies, and how it would run the problem.
+#[cfg(feature = "cuda")]
+fn gpu(sizes: &Sizes) {
+    use selective_scan::cuda::Cuda;
+    let engine = match Cuda::new(0) {
+        Ok(engine) => engine,
+        Err(why) => return say!("gpu         none: {why}"),
+    };
+    let card = engine.properties();
+    let (major, minor) = card.capability;
+    say!(
+        "gpu         {}, compute capability {major}.{minor}, driver for CUDA {}.{}",
+        card.name,
+        card.driver / 1000,
+        card.driver % 1000 / 10
+    );
+    say!("products    {}", engine.products_line());
+    let regime = match sizes.problem() {
+        Problem::Selective(problem) => engine.selective_regime(&problem),
+        Problem::Scan(problem) => engine.scan_regime(problem),
+    };
+    say!("on the gpu  {regime:?}: {}", regime.why());
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(_sizes: &Sizes) {
+    say!("gpu         not looked for: this build is without the feature `cuda`");
+}
+
 fn show(sizes: &Sizes, machine: &Machine) {
     say!("instruction sets");
     for isa in Isa::ALL {
@@ -70,8 +99,8 @@ fn show(sizes: &Sizes, machine: &Machine) {
         say!("  {:<9} {state}", isa.name());
     }
     say!("threads     {}", machine.threads);
-    say!("gpu         none: this build has no GPU engine");
-    say!("engines     naive (the specification), blelloch (a tree over time), cpu (fused SIMD)");
+    gpu(sizes);
+    say!("engines     naive (the specification), blelloch (a tree over time), cpu (fused SIMD), cuda (PTX, with its feature)");
     let [batch, seqlen, dim, dstate] = sizes.0;
     say!(
         "\nfor B = {batch}, L = {seqlen}, D = {dim}, {}:",

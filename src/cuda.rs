@@ -68,6 +68,16 @@ pub enum Regime {
     Split,
 }
 
+impl Regime {
+    /// Why it is chosen, in a few words.
+    pub fn why(self) -> &'static str {
+        match self {
+            Regime::Walk => "the rows fill the card, or are short; each walks its time with its states in registers",
+            Regime::Split => "the rows alone would leave the card idle; time is cut into chunks that run side by side",
+        }
+    }
+}
+
 /// The engine. Clones share the context, the stream and the compiled kernels.
 #[derive(Clone)]
 pub struct Cuda {
@@ -123,6 +133,11 @@ impl Cuda {
     pub fn with_regime(mut self, regime: Option<Regime>) -> Self {
         self.regime = regime;
         self
+    }
+
+    /// How a forward selective scan of whole rows, real and in f32, runs; no bit depends on it.
+    pub fn selective_regime(&self, problem: &crate::selective::SelectiveProblem) -> Regime {
+        selective_scan_fwd::planned(self, problem)
     }
 
     /// What the card is.

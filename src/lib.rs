@@ -1,4 +1,4 @@
-//! The selective scan of Mamba-family state space models: forward, backward and step, on CPUs.
+//! The selective scan of Mamba-family state space models: forward, backward and step, on CPUs and NVIDIA GPUs.
 //!
 //! ```text
 //! Δ'_t = softplus(Δ_t + Δ_bias)
@@ -17,14 +17,14 @@
 //! 5. `model`, with the feature of that name: stacks of blocks in the published layout, training, generation.
 //!
 //! Engines are [`naive::Naive`] (the specification), [`blelloch::Blelloch`] (a tree over time) and [`cpu::Cpu`] (fused SIMD kernels of
-//! [`arch`], chosen at run time). [`plan`] says which one suits a problem and a machine.
+//! [`arch`], chosen at run time), and `cuda::Cuda` with the feature of that name (PTX by hand, on NVIDIA GPUs). [`plan`] says which one suits a problem and a machine.
 //!
 //! Operands are structs of borrowed [`view::View`]s: a slice, a shape, strides. The logical order is (B, L, D) everywhere, the
 //! memory order is the strides'. Scratch memory is a [`buffer::Workspace`] of the caller, sized by a query. [`par::Par`] says who runs
 //! the parts of an operation; it never changes a bit of the result. What a caller can get wrong is an [`Error`] that names the operand.
 //!
-//! Features, all on by default: `rayon` (threads), `gemm` (matrix products by the `gemm` crate instead of plain loops), `model`
-//! (models, files, training).
+//! Features that are on by default: `rayon` (threads), `gemm` (matrix products by the `gemm` crate instead of plain loops), `model`
+//! (models, files, training). Off by default: `cuda` (the GPU engine; needs nothing but a driver, at run time), `cublaslt` (its products by cuBLASLt).
 
 pub mod arch;
 pub mod blelloch;

@@ -324,6 +324,11 @@ fn address<T: Copy>(piece: &ViewMut<'_, T, 2, Device>) -> u64 {
 }
 
 impl Cuda {
+    /// How a plain recurrence of real f32 numbers runs; no bit depends on it.
+    pub fn scan_regime(&self, problem: ScanProblem) -> Regime {
+        if self.scan_splits(problem, Kind(Dtype::F32)) { Regime::Split } else { Regime::Walk }
+    }
+
     fn scan_splits(&self, problem: ScanProblem, kind: Kind) -> bool {
         let rows = problem.batch.saturating_mul(problem.dim);
         match self.regime {

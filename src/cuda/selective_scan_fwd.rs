@@ -259,6 +259,12 @@ fn regime(engine: &Cuda, scan: &Scan, problem: &SelectiveProblem, listed: bool) 
     engine.regime.unwrap_or(if few { Regime::Split } else { Regime::Walk })
 }
 
+/// How the engine runs a forward scan of real f32 whole rows.
+pub(super) fn planned(engine: &Cuda, problem: &SelectiveProblem) -> Regime {
+    let scan = Scan { dtype: Dtype::F32, complex: false, wide: false, n: 0, rules: false };
+    regime(engine, &scan, problem, false)
+}
+
 /// Bytes of workspace that [`forward`] takes.
 pub(super) fn workspace<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, problem: &SelectiveProblem) -> usize {
     let scan = scan_of::<I, W>(problem);

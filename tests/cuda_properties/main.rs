@@ -1,4 +1,5 @@
-//! Every reference case and every property that holds for all engines, on the GPU engine: on a GPU where there is one, else on the interpreter of PTX.
+//! Every reference case and every property that holds for all engines, on the GPU engine. Where there is no GPU they are skipped, with one line that says so: on the
+//! interpreter of PTX they would take too long, and the tests of `cuda` run there.
 
 /// The kinds of engines of this program: each costs it time to build.
 macro_rules! engine_kinds {
@@ -17,8 +18,6 @@ mod golden;
 #[path = "../../examples/check/harness/mod.rs"]
 #[allow(dead_code)]
 mod harness;
-#[path = "../cuda/interpreter.rs"]
-mod interpreter;
 #[path = "../it/lengths.rs"]
 #[allow(dead_code)]
 mod lengths;
@@ -37,6 +36,11 @@ use harness::engines::{Engine, Entry};
 
 /// The engine under test.
 fn engine_table() -> Vec<Entry> {
-    let (engine, checked) = interpreter::engine();
-    vec![Entry::new("cuda", "ptx", Engine::Carried(Carried::new(engine, checked)))]
+    match harness::engines::gpu() {
+        Ok(engine) => vec![Entry::new("cuda", "ptx", Engine::Carried(Carried::new(engine, false)))],
+        Err(why) => {
+            println!("SKIPPED on the GPU engine: {why}");
+            Vec::new()
+        }
+    }
 }
