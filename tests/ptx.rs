@@ -54,7 +54,7 @@ fn templates_are_written_by_hand() {
 /// A line that changes memory by a read-modify-write of a floating-point number, or by a comparison that could stand for one.
 fn float_atomic(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default().trim();
-    let op = code.trim_start_matches(|c: char| c == '@' || c == '!').split_whitespace().find(|w| !w.starts_with('%')).unwrap_or_default();
+    let op = code.trim_start_matches(['@', '!']).split_whitespace().find(|w| !w.starts_with('%')).unwrap_or_default();
     let reduces = ["atom", "red", "cp.reduce", "multimem.red"].iter().any(|a| op == *a || op.starts_with(&format!("{a}.")));
     let integer = op.ends_with(".u32") || op.ends_with(".s32") || op.ends_with(".u64") || op.ends_with(".s64") || op.ends_with(".b32");
     reduces && (!integer || op.contains(".cas"))
