@@ -264,23 +264,15 @@ impl Env<'_> {
                     Some(guard) => w.pred(entry, guard, mask)? & mask,
                 };
                 slice += 1;
-                self.stats.instructions += mask.count_ones() as u64;
-                self.stats.warp_instructions += 1;
+                self.stats.count(mask);
                 if exec == 0 {
                     pc += 1;
                     continue;
                 }
                 match &inst.op {
                     Op::Bra { target } if exec == mask => pc = *target,
-                    Op::Bra { target } => {
-                        w.park(*target, exec);
-                        w.park(pc + 1, mask & !exec);
-                        mask = 0;
-                        break;
-                    }
-                    Op::BrxIdx { index, targets } => {
-                        w.need(entry, *index, exec)?;
-                        scatter(w, *index, targets, exec)?;
+                    Op::Bra { .. } | Op::BrxIdx { .. } => {
+                        send(w, entry, &inst.op, exec)?;
                         w.park(pc + 1, mask & !exec);
                         mask = 0;
                         break;
@@ -316,12 +308,10 @@ impl Env<'_> {
             w.park(pc, mask);
             if slice >= SLICE {
                 held.into_iter().for_each(|h| w.park(h.pc, h.mask));
-                self.within_limit()?;
-                return Ok(Stop::Slice);
+                return self.within_limit().map(|()| Stop::Slice);
             }
         }
-        self.within_limit()?;
-        Ok(Stop::Done)
+        self.within_limit().map(|()| Stop::Done)
     }
 
     fn within_limit(&self) -> Res {
@@ -509,6 +499,27 @@ fn carry(e: &Entry, w: &mut Warp, m: u32, op: &Op) -> Res {
     if *write {
         w.carry = (w.carry & !m) | flags;
         w.carry_init |= m;
+    }
+    Ok(())
+}
+
+impl Stats {
+    /// One instruction of a warp, with its threads.
+    fn count(&mut self, mask: u32) {
+        self.instructions += u64::from(mask.count_ones());
+        self.warp_instructions += 1;
+    }
+}
+
+/// Parks threads that branch where they go.
+fn send(w: &mut Warp, entry: &Entry, op: &Op, exec: u32) -> Res {
+    match op {
+        Op::Bra { target } => w.park(*target, exec),
+        Op::BrxIdx { index, targets } => {
+            w.need(entry, *index, exec)?;
+            scatter(w, *index, targets, exec)?;
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -189,7 +189,7 @@ fn with(regime: Regime) -> Carried {
 
 fn check<E: Element>(case: Case, engine: &Carried) {
     let problem = Problem::<E>::new(case);
-    let want = problem.wide().run(&Naive::default());
+    let want = problem.wide().run(&Naive);
     let got = problem.run(engine);
     let wide = got.a.cast::<Wide<E>>();
     let n_eff = scan_n_eff(wide.view(), case.reverse).expect("a view");
@@ -256,7 +256,7 @@ fn slow_decays_and_growth_stay_within_the_bound() {
     let case = Case { dims: [1, 3000, 1], lay: Lay::Time, reverse: false, initial: false, last: true, decay: 1.0, seed: 6 };
     let mut problem = Problem::<f32>::new(case);
     problem.a.data.iter_mut().for_each(|a| *a = 1.0 - (1.0 - *a) * 1e-4);
-    let want = problem.wide().run(&Naive::default());
+    let want = problem.wide().run(&Naive);
     let got = problem.run(&carried());
     let bound = 2e-6 + 2f64.powi(-24) * 2900.0;
     compare("h", &got.h, &want.h.numbers(), bound);

@@ -126,14 +126,15 @@ pub(super) fn workspace(problem: &ConvProblem) -> usize {
 pub(super) fn backward<I: Input>(engine: &Cuda, args: ConvBwd<'_, I, Device>, ws: &mut Workspace<'_, Device>) -> Result<(), Error> {
     let problem = args.check()?;
     let (inputs, grads) = (&args.inputs, &args.grads);
-    let kernel = Backward { dtype: I::DTYPE, width: width(problem.width), time: time_fast(inputs) };
+    let summed = grads.weight.is_some() || grads.bias.is_some();
+    // Sums have one order, whatever the layout: that of neighbouring channels.
+    let kernel = Backward { dtype: I::DTYPE, width: width(problem.width), time: !summed && time_fast(inputs) };
     let count = tile_count(&problem);
     let mut ws = ws.reborrow();
     let sums: Strided<4> = strided_mut(&ws.tensor::<f64, 3>([count, problem.width + 1, problem.dim])?);
     let (tiles_t, tiles_d) = (tiles(problem.seqlen, TILE)?, tiles(problem.dim, if kernel.time { 4 } else { 32 })?);
     let main = blocks([problem.batch, tiles_t as usize, tiles_d as usize])?;
     let (offsets, ids, flags) = sequences(inputs);
-    let summed = grads.weight.is_some() || grads.bias.is_some();
     let params = BackwardParams {
         x: strided(&inputs.x),
         weight: strided(&inputs.weight),
