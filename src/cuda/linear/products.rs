@@ -46,6 +46,14 @@ impl Lt {
     }
 }
 
+/// Where the library wants its workspace to begin: pieces of ours begin on narrower ones, and it refuses those.
+const BOUNDARY: usize = 256;
+
+/// The first boundary from an address on.
+fn on_boundary(address: u64) -> u64 {
+    address.next_multiple_of(BOUNDARY as u64)
+}
+
 /// What an engine knows of it.
 #[derive(Clone, Default)]
 pub(in crate::cuda) struct Choice {
@@ -99,14 +107,28 @@ impl Cuda {
 
     /// Bytes of workspace that the library wants.
     pub(super) fn library_bytes(&self) -> usize {
-        if self.chosen().is_some() { Lt::WORKSPACE } else { 0 }
+        if self.chosen().is_some() { Lt::WORKSPACE + BOUNDARY } else { 0 }
     }
 
     /// The product by the library; false where it has to be the plain kernels.
     pub(super) fn library_product(&self, sizes: Sizes, params: &Product, ws: &mut Workspace<'_, Device>) -> Result<bool, Error> {
         let Some(library) = self.chosen().filter(|library| !sizes.fine && library.takes(&sizes, params)) else { return Ok(false) };
         let mut ws = ws.reborrow();
-        let workspace = ws.tensor::<u8, 1>([Lt::WORKSPACE])?.as_view().buffer().0 as u64;
+        let workspace = on_boundary(ws.tensor::<u8, 1>([Lt::WORKSPACE + BOUNDARY])?.as_view().buffer().0 as u64);
         self.driver.launches(&mut || library.product(&sizes, params, workspace))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever a piece of a workspace begins, the library's part of it begins on a boundary and ends inside.
+    #[test]
+    fn the_library_gets_an_aligned_piece() {
+        for address in (4096..8192).step_by(crate::workspace::ALIGN) {
+            let start = on_boundary(address);
+            assert!(start.is_multiple_of(256) && start >= address && start - address < BOUNDARY as u64);
+        }
     }
 }
