@@ -61,6 +61,7 @@ snippets! {
     "exp2_fast"
     "exp_parts"
     "expm1"
+    "halves"
     "load"
     "load_as"
     "load_pair"

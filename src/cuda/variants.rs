@@ -38,6 +38,7 @@ pub fn variants() -> Vec<Variant> {
     add::<bwd::Totals>(&mut all);
     add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<super::selective_state_update::Rows>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);
     add::<linear::TilesMma>(&mut all);
