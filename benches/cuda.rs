@@ -8,7 +8,7 @@ use selective_scan::cpu::Cpu;
 use selective_scan::cuda::Cuda;
 use selective_scan::element::{Element, Input, Real, Weight};
 use selective_scan::error::Error;
-use selective_scan::layers::conv1d::{ConvBwd, ConvFwd, ConvGrads, ConvInputs};
+use selective_scan::layers::conv1d::{ConvBwd, ConvFwd, ConvGrads, ConvInputs, ConvStep};
 use selective_scan::scan::{ScanBwd, ScanFwd};
 use selective_scan::selective::{
     Coefficient, CoefficientGrad, SelectiveBwd, SelectiveFwd, SelectiveGrads, SelectiveInputs, SelectiveOptions, SelectiveStep,
@@ -298,6 +298,57 @@ impl<P: Place, I: Input<Accum = f32>, const BACKWARD: bool> Operator<P> for Conv
     }
 }
 
+/// The decode step of the convolution, of W = 4, and where STEP the selective one after it, as a block has them but for the projection between.
+struct Update<P: Place, const STEP: bool> {
+    sizes: Sizes,
+    x: P::Array<bf16>,
+    weight: P::Array<f32>,
+    bias: P::Array<f32>,
+    window: P::Array<bf16>,
+    out: P::Array<bf16>,
+    step: Step<P, f32>,
+}
+
+impl<P: Place, const STEP: bool> Operator<P> for Update<P, STEP> {
+    fn new(place: &P, sizes: Sizes) -> Result<Self, Error> {
+        Ok(Update {
+            sizes,
+            x: place.array(data(sizes.count(), -1.0, 1.0, 1))?,
+            weight: place.array(data(4 * sizes.dim, -0.5, 0.5, 2))?,
+            bias: place.array(data(sizes.dim, -0.5, 0.5, 3))?,
+            window: place.array(data(3 * sizes.count(), -1.0, 1.0, 4))?,
+            out: zeros(place, sizes.count())?,
+            step: Step::new(place, sizes)?,
+        })
+    }
+
+    fn call(&mut self, place: &P, engine: &impl Engine<P::Memory>, scratch: &mut P::Scratch) -> Result<(), Error> {
+        let Sizes { batch, dim, .. } = self.sizes;
+        let args = ConvStep {
+            x: P::view(&self.x, [batch, dim]),
+            weight: P::view(&self.weight, [dim, 4]),
+            bias: Some(P::view(&self.bias, [dim])),
+            window: P::view_mut(&mut self.window, [batch, 3, dim]),
+            slots: None,
+            out: P::view_mut(&mut self.out, [batch, dim]),
+            silu: true,
+        };
+        let bytes = engine.causal_conv1d_update_workspace::<bf16>(&args.check()?);
+        engine.causal_conv1d_update(args, &mut place.workspace(scratch, bytes)?)?;
+        if STEP { self.step.call(place, engine, scratch) } else { Ok(()) }
+    }
+
+    fn results(&self) -> Result<Vec<Vec<f64>>, Error> {
+        let mut all = self.step.results()?;
+        all.extend([numbers::<P, bf16>(&self.out)?, numbers::<P, bf16>(&self.window)?]);
+        Ok(all)
+    }
+
+    fn bytes(sizes: Sizes) -> usize {
+        8 * sizes.count() * size_of::<bf16>() + if STEP { Step::<P, f32>::bytes(sizes) } else { 0 }
+    }
+}
+
 /// The linear recurrence, forward or its adjoint.
 struct Linear<P: Place, E: Element, const BACKWARD: bool> {
     sizes: Sizes,
@@ -398,6 +449,10 @@ fn main() {
         time!(at, Step<f32>, "selective_state_update/cuda/bf16_f32_sf32", BF16, s([256, dim, 1, 16]));
         time!(at, Step<bf16>, "selective_state_update/cuda/bf16_f32_sbf16", BF16, s([256, dim, 1, 16]));
     }
+    let (gpu, cpu, only) = at;
+    let decode = s([256, 2048, 1, 16]);
+    case::<Update<Cuda, false>, Update<Here, false>>(gpu, cpu, only, "causal_conv1d_update/cuda/bf16", BF16, decode);
+    case::<Update<Cuda, true>, Update<Here, true>>(gpu, cpu, only, "causal_conv1d_update/cuda/bf16_and_step_sf32", BF16, decode);
     let conv = s([8, 2048, 2048, 4]);
     time!(at, Conv<bf16; false>, "causal_conv1d_fwd/cuda/bf16", BF16, conv, conv.turned());
     time!(at, Conv<bf16; true>, "causal_conv1d_bwd/cuda/bf16", BF16, conv, conv.turned());

@@ -220,7 +220,8 @@ pub(super) fn update<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>
         batch: problem.batch as u64,
         dim: problem.dim as u64,
         dstate: problem.dstate as u64,
-        states: problem.states as u64,
+        // A slot has 31 bits.
+        states: problem.states.min(1 << 31) as u64,
         per_b,
         per_c,
         tiles: u32::try_from(tiles).map_err(|_| Error::Unsupported { what: format!("{} channels", problem.dim) })?,
@@ -229,7 +230,8 @@ pub(super) fn update<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>
         unused: 0,
     };
     // Whole blocks of four states, one a thread.
-    let fits = (2 * ROWS..=ROWS << MAX_LANES).contains(&problem.dstate) && logp >= 2;
+    let short = problem.batch.max(problem.dim) < (1 << 31) - THREADS as usize;
+    let fits = short && (2 * ROWS..=ROWS << MAX_LANES).contains(&problem.dstate) && logp >= 2;
     let near = !b_constant && !c_constant && aligned(&B, size_of::<I>(), ROWS) && aligned(&C, size_of::<I>(), ROWS);
     if kernel.vector && !kernel.complex && I::DTYPE != Dtype::F64 && fits && near && args.options.rule == Rule::Euler {
         let rows = Rows { dtype: I::DTYPE, state: kernel.state };
