@@ -87,6 +87,7 @@ snippets! {
     "scan_fold"
     "scan_load"
     "scan_load_all"
+    "scan_load_words"
     "scan_mul"
     "scan_pack"
     "scan_place"
