@@ -24,6 +24,7 @@ mod adamw;
 mod argmax;
 mod cast;
 mod causal_conv1d;
+mod ceilings;
 mod chunks;
 mod cross_entropy;
 #[cfg(feature = "cublaslt")]
@@ -50,6 +51,7 @@ pub mod template;
 pub mod variants;
 
 pub use adamw::{AdamWArgs, AdamWStep};
+pub use ceilings::Ceilings;
 pub use cross_entropy::Targets;
 pub use graph::Graph;
 #[cfg(feature = "model")]
