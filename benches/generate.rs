@@ -43,7 +43,8 @@ fn main() -> Result<(), String> {
         if let Ok(gpu) = selective_scan::cuda::Cuda::new(0) {
             let ceilings = gpu.ceilings(256 << 20, 256).map_err(|e| e.to_string())?;
             let least = works.map(|w| common::ceilings::gpu_floor::<common::layers::Product<f32, false>>(&w, &ceilings).seconds);
-            let taken = plan.gpu(&gpu, &config, &parameters).map_err(|e| e.to_string())?;
+            let there = selective_scan::model::GpuParameters::upload(&gpu, &parameters).map_err(|e| e.to_string())?;
+            let taken = plan.gpu(&gpu, &config, &there).map_err(|e| e.to_string())?;
             say("cuda".into(), &plan, [taken.prefill, taken.step], least);
         }
     }

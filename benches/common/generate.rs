@@ -108,9 +108,13 @@ impl Plan {
 
     /// On a GPU, where steps are recorded and replayed without waiting in between.
     #[cfg(feature = "cuda")]
-    pub fn gpu(&self, engine: &selective_scan::cuda::Cuda, config: &ModelConfig, parameters: &Parameters<f32>) -> Result<Taken, Error> {
-        use selective_scan::model::{Decode, GpuLm, GpuParameters, LanguageModel};
-        let parameters = GpuParameters::upload(engine, parameters)?;
+    pub fn gpu(
+        &self,
+        engine: &selective_scan::cuda::Cuda,
+        config: &ModelConfig,
+        parameters: &selective_scan::model::GpuParameters<f32>,
+    ) -> Result<Taken, Error> {
+        use selective_scan::model::{Decode, GpuLm, LanguageModel};
         let model = GpuLm::new(config.clone(), engine.clone())?;
         let prompts = self.prompts(config);
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
@@ -120,7 +124,7 @@ impl Plan {
             drop(last.take());
             engine.synchronize()?;
             let start = Instant::now();
-            let mut decoder = model.decoder(&parameters, &prompts)?;
+            let mut decoder = model.decoder(parameters, &prompts)?;
             Decode::likeliest(&mut decoder, self.batch)?;
             prefills.push(start.elapsed().as_secs_f64());
             last = Some(decoder);

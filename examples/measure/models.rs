@@ -20,15 +20,14 @@ pub fn generate(o: &Options, machine: &Machine) -> Result<Vec<Line>, String> {
 
     let plan = Plan { model: o.model.clone(), batch: o.shape.batch, prompt: o.shape.seqlen, tokens: o.tokens };
     let config = plan.config()?;
-    let parameters = plan.parameters(&config).map_err(|e| e.to_string())?;
     let works = [plan.work(&config, plan.prompt), plan.work(&config, 1)];
     if o.engine == "cuda" {
-        return gpu(o, machine, &plan, &config, &parameters);
+        return gpu(o, machine, &plan, &config);
     }
     if o.engine != "cpu" {
         return Err("generate is timed on the engines cpu and cuda".into());
     }
-    let (k, threads) = (kernels(o)?, Threads::new(o.threads)?);
+    let (k, threads, parameters) = (kernels(o)?, Threads::new(o.threads)?, plan.parameters(&config).map_err(|e| e.to_string())?);
     let cpu = Cpu::new().with_isa(k.isa()).map_err(|e| e.to_string())?.with_par(threads.par());
     let floors = works.map(|work| host_floor(&work, k, o.threads));
     let taken = threads.run(|| plan.host(cpu, threads.par(), &config, &parameters)).map_err(|e| e.to_string())?;
@@ -65,13 +64,7 @@ fn line(
 }
 
 #[cfg(all(feature = "model", not(feature = "cuda")))]
-fn gpu(
-    _: &Options,
-    _: &Machine,
-    _: &crate::bench::generate::Plan,
-    _: &selective_scan::model::ModelConfig,
-    _: &selective_scan::model::Parameters<f32>,
-) -> Result<Vec<Line>, String> {
+fn gpu(_: &Options, _: &Machine, _: &crate::bench::generate::Plan, _: &selective_scan::model::ModelConfig) -> Result<Vec<Line>, String> {
     Err("--engine cuda is not in this build, which is made without `--features cuda`".into())
 }
 
@@ -81,11 +74,18 @@ fn gpu(
     machine: &Machine,
     plan: &crate::bench::generate::Plan,
     config: &selective_scan::model::ModelConfig,
-    parameters: &selective_scan::model::Parameters<f32>,
 ) -> Result<Vec<Line>, String> {
     use crate::bench::ceilings::gpu_floor;
     use crate::bench::layers::Product;
     let (gpu, (ceilings, isa)) = (machine.gpu()?, machine.gpu_ceilings()?);
+    let mut model = machine.model.borrow_mut();
+    if model.as_ref().is_none_or(|(name, _)| *name != plan.model) {
+        *model = None;
+        let upload = |parameters| selective_scan::model::GpuParameters::upload(gpu, &parameters);
+        let parameters = plan.parameters(config).and_then(upload).map_err(|e| e.to_string())?;
+        *model = Some((plan.model.clone(), parameters));
+    }
+    let parameters = &model.as_ref().expect("it has just been put there").1;
     let taken = plan.gpu(gpu, config, parameters).map_err(|e| e.to_string())?;
     let (works, seconds) = ([plan.work(config, plan.prompt), plan.work(config, 1)], [taken.prefill, taken.step]);
     let floor = |i: usize| gpu_floor::<Product<f32, false>>(&works[i], &ceilings);

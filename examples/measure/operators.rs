@@ -29,6 +29,9 @@ use crate::options::Options;
 pub struct Machine {
     #[cfg(feature = "cuda")]
     gpu: OnceCell<selective_scan::cuda::Cuda>,
+    /// The last model that was put on the GPU, with its name.
+    #[cfg(all(feature = "cuda", feature = "model"))]
+    pub model: std::cell::RefCell<Option<(String, selective_scan::model::GpuParameters<f32>)>>,
 }
 
 #[cfg(feature = "cuda")]

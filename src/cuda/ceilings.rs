@@ -12,7 +12,7 @@ const THREADS: usize = 256;
 /// Bytes that a block copies.
 const COPIED: usize = 1 << 14;
 /// Operations of a thread in a round of the loop.
-const ROUND: usize = 64;
+const ROUND: usize = 128;
 /// Blocks a multiprocessor: all threads that it holds.
 const BLOCKS: usize = 8;
 /// Timings that a median is taken of.
