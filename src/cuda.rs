@@ -157,6 +157,11 @@ impl Cuda {
         self.driver.time(&mut work)
     }
 
+    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or to end; waits for the device.
+    pub fn profile(&self, on: bool) -> Result<(), Error> {
+        self.driver.profile(on)
+    }
+
     /// A buffer of `len` arbitrary elements.
     pub fn buffer<T: Pod>(&self, len: usize) -> Result<DeviceBuffer<T>, Error> {
         DeviceBuffer::new(&self.driver, len)

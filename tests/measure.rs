@@ -50,6 +50,7 @@ fn command_lines_are_read() {
     assert_eq!(one("linear_scan_fwd --type f64").weight, "f64");
     let o = one("generate --shape 2.8b_b4_l256 --tokens 8");
     assert_eq!((o.model.as_str(), o.shape.batch, o.shape.seqlen, o.tokens), ("2.8b", 4, 256, 8));
+    assert_eq!(one("selective_scan_fwd --regime walk").regime.as_deref(), Some("walk"));
     assert_eq!(one("generate --shape b4").model, "130m");
     assert_eq!(parse(words("--help")), Ok(Asked::Help));
     assert_eq!(parse(words("exp --list")), Ok(Asked::List));
@@ -59,6 +60,7 @@ fn command_lines_are_read() {
         "exp --threads 0",
         "exp --engine gpu",
         "exp --layout ldb",
+        "exp --regime run",
         "exp --shape q1",
         "exp --type",
         "exp exp",

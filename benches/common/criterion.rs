@@ -17,8 +17,11 @@ use super::shape::Shape;
 use super::time::{OnHost, Threads, Timed};
 
 /// Criterion with the machine's engines.
+///
+/// With `--profile-time SECONDS` a profiler that waits for it sees what is timed, and not the checks before.
 pub struct Bench {
     c: Criterion,
+    profile: bool,
     #[cfg(feature = "cuda")]
     gpu: Option<selective_scan::cuda::Cuda>,
 }
@@ -27,6 +30,7 @@ impl Default for Bench {
     fn default() -> Self {
         Bench {
             c: Criterion::default().sample_size(10).configure_from_args(),
+            profile: std::env::args().any(|word| word == "--profile-time"),
             #[cfg(feature = "cuda")]
             gpu: match selective_scan::cuda::Cuda::new(0) {
                 Ok(gpu) => Some(gpu),
@@ -136,11 +140,13 @@ impl Bench {
     fn gpu<F: Family>(&mut self, shape: Shape) {
         use super::ceilings::gpu_floor;
         use super::time::OnGpu;
-        let Some(gpu) = self.gpu.clone() else { return };
+        let (Some(gpu), profile) = (self.gpu.clone(), self.profile) else { return };
         let (work, id) = (F::work(shape), format!("cuda/{}/{shape}{}", types::<F>(), F::SUFFIX));
         let make = || {
             checked::<F, _>(&gpu, &gpu, &Cpu::new(), shape)?;
-            Ok(Box::new(OnGpu::<F>::new(&gpu, shape).map_err(|e| e.to_string())?) as Box<dyn Timed>)
+            let mut made = OnGpu::<F>::new(&gpu, shape).map_err(|e| e.to_string())?;
+            made.profile = profile;
+            Ok(Box::new(made) as Box<dyn Timed>)
         };
         self.case(F::OP, &id, work, make, || gpu_floor::<F>(&work, &gpu.ceilings(256 << 20, 256).expect("the ceilings are measured")));
     }

@@ -111,6 +111,8 @@ pub struct OnGpu<'a, F: Family> {
     sets: Vec<F::On<Cuda>>,
     scratch: Option<DeviceBuffer<u8>>,
     next: usize,
+    /// Whether a profiler that waits for it is to see what is timed.
+    pub profile: bool,
 }
 
 #[cfg(feature = "cuda")]
@@ -118,7 +120,7 @@ impl<'a, F: Family> OnGpu<'a, F> {
     pub fn new(gpu: &'a Cuda, shape: Shape) -> Result<Self, Error> {
         let count = ((ROTATED / F::work(shape).bytes) as usize + 1).min(SETS);
         let sets = (0..count).map(|_| F::On::<Cuda>::new(gpu, shape)).collect::<Result<_, _>>()?;
-        let mut all = OnGpu { gpu, sets, scratch: None, next: 0 };
+        let mut all = OnGpu { gpu, sets, scratch: None, next: 0, profile: false };
         all.round()?;
         Ok(all)
     }
@@ -133,13 +135,20 @@ impl<'a, F: Family> OnGpu<'a, F> {
 #[cfg(feature = "cuda")]
 impl<F: Family> Timed for OnGpu<'_, F> {
     fn time(&mut self, calls: u64) -> Result<Duration, Error> {
-        let OnGpu { gpu, sets, scratch, next } = self;
-        gpu.time(|| {
+        let OnGpu { gpu, sets, scratch, next, profile } = self;
+        if *profile {
+            gpu.profile(true)?;
+        }
+        let time = gpu.time(|| {
             for _ in 0..calls {
                 sets[*next].call(gpu, *gpu, scratch)?;
                 *next = (*next + 1) % sets.len();
             }
             Ok(())
-        })
+        });
+        if *profile {
+            gpu.profile(false)?;
+        }
+        time
     }
 }

@@ -211,7 +211,7 @@ fn line<F: Family>(o: &Options, isa: &str, threads: usize, seconds: f64, floor: 
         isa: isa.into(),
         input: F::INPUT.name().into(),
         weight: F::WEIGHT.name().into(),
-        shape: format!("{}{}", o.shape, F::SUFFIX),
+        shape: format!("{}{}{}", o.shape, F::SUFFIX, o.regime.as_ref().map_or(String::new(), |name| format!("_{name}"))),
         threads,
         seconds,
         elements: work.elements,
@@ -244,10 +244,12 @@ where
 #[cfg(feature = "cuda")]
 fn gpu<F: Family>(o: &Options, machine: &Machine) -> Result<Line, String> {
     use crate::bench::{ceilings::gpu_floor, time::OnGpu};
-    let gpu = machine.gpu()?;
-    let deviation = checked::<F, _>(gpu, gpu, &Cpu::new(), o.shape)?;
+    use selective_scan::cuda::Regime;
+    let regime = o.regime.as_ref().map(|name| if name == "walk" { Regime::Walk } else { Regime::Split });
+    let gpu = machine.gpu()?.clone().with_regime(regime);
+    let deviation = checked::<F, _>(&gpu, &gpu, &Cpu::new(), o.shape)?;
     let (ceilings, isa) = machine.gpu_ceilings()?;
-    let mut timed = OnGpu::<F>::new(gpu, o.shape).map_err(|e| e.to_string())?;
+    let mut timed = OnGpu::<F>::new(&gpu, o.shape).map_err(|e| e.to_string())?;
     let seconds = median(&mut timed).map_err(|e| e.to_string())?;
     Ok(line::<F>(o, &isa, 1, seconds, gpu_floor::<F>(&F::work(o.shape), &ceilings), deviation))
 }

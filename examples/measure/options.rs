@@ -42,6 +42,7 @@ Times one operator of this library on this machine, after checking its results a
     --weight NAME    of A: as inputs are computed in by default; c32 beside f32
     --state NAME     of states of a step: as the weight by default; bf16 beside f32 and bf16, f16 beside f16
     --threads N      of the engine cpu, 1 by default; blelloch's too
+    --regime NAME    walk or split: how scans on a GPU are spread; as the engine chooses by default
     --tokens N       steps of generate, 32 by default
     --json           one object a line: op engine isa input weight shape threads ms elements_per_s bytes_per_s ceiling ratio
     --from FILE      every line of a file is such a command line; the same run does them all
@@ -52,7 +53,7 @@ The ceiling is in elements a second, from what the machine does in the same run:
 the operands' size on the host; copies, exponentials and floating-point instructions on a GPU, where time is taken by its own events.
 Exit status: 0, 1 where something fails, 2 where the command line is wrong.";
 
-const NAMES: [&str; 10] = ["engine", "isa", "shape", "layout", "type", "weight", "state", "threads", "tokens", "from"];
+const NAMES: [&str; 11] = ["engine", "isa", "shape", "layout", "type", "weight", "state", "threads", "regime", "tokens", "from"];
 
 /// One measurement that is asked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +69,7 @@ pub struct Options {
     pub weight: String,
     pub state: String,
     pub threads: usize,
+    pub regime: Option<String>,
     pub tokens: usize,
 }
 
@@ -135,7 +137,11 @@ impl Options {
         if !["cpu", "naive", "blelloch", "cuda"].contains(&engine.as_str()) {
             return Err(format!("--engine is cpu, naive, blelloch or cuda, not `{engine}`"));
         }
-        let isa = given.get("isa")?;
-        Ok(Options { op, engine, isa, shape, model, input, weight, state, threads, tokens: given.or("tokens", 32)? })
+        let regime = given.get::<String>("regime")?;
+        if let Some(other) = regime.as_deref().filter(|name| !["walk", "split"].contains(name)) {
+            return Err(format!("--regime is walk or split, not `{other}`"));
+        }
+        let (isa, tokens) = (given.get("isa")?, given.or("tokens", 32)?);
+        Ok(Options { op, engine, isa, shape, model, input, weight, state, threads, regime, tokens })
     }
 }

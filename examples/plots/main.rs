@@ -81,6 +81,12 @@ fn three(x: f64) -> String {
     format!("{x:.*}", digits as usize)
 }
 
+/// With a prefix for thousands.
+fn short(x: f64) -> String {
+    let steps = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")];
+    steps.into_iter().find(|(size, _)| x >= *size).map_or(three(x), |(size, name)| three(x / size) + name)
+}
+
 /// Every row of a file as a table; columns of what was quoted and wanted where `goals` (operator's id, quoted, wanted) has them.
 fn table(rows: &[Row], goals: &[Vec<String>], only_goals: bool) -> String {
     let head = if only_goals {
@@ -88,7 +94,10 @@ fn table(rows: &[Row], goals: &[Vec<String>], only_goals: bool) -> String {
     } else {
         "| case | ms | elements/s | GB/s | of the ceiling |\n|---|---|---|---|---|\n"
     };
-    let cells = |r: &Row| format!("{} | {} G | {} | {:.2}", three(r.ms), three(r.rate / 1e9), three(r.bytes / 1e9), r.ratio);
+    let cells = |r: &Row| {
+        let ms = if r.op.starts_with("ceiling_") { "–".into() } else { three(r.ms) };
+        format!("{ms} | {} | {} | {:.2}", short(r.rate), three(r.bytes / 1e9), r.ratio)
+    };
     let lines: Vec<String> = if only_goals {
         let find = |id: &str| rows.iter().find(|r| r.id == id);
         goals
