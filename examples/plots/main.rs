@@ -126,83 +126,55 @@ fn filled(page: &str, name: &str, table: &str) -> String {
 /// Name, title, axes, lines of every plot.
 type Plot = (&'static str, &'static str, [&'static str; 2], Vec<Series>);
 
-fn plots(gpu: &[Row], models: &[Row], cpu: &[Row], quoted: &[Row]) -> Vec<Plot> {
+const SCAN: &str = "selective_scan_fwd";
+
+fn gpu_plots(gpu: &[Row], models: &[Row], quoted: &[Row]) -> Vec<Plot> {
     let (ms, rate) = (|r: &Row| r.ms, |r: &Row| r.rate / 1e9);
     let paper = ["b1_d1024_", "_n16_bdl"];
     let quote = |engine: &str, name: &str| Series {
         name: name.into(),
-        points: points(quoted, "selective_scan_fwd", paper, 'l', ms, |r| r.engine == engine),
+        points: points(quoted, SCAN, paper, 'l', ms, |r| r.engine == engine),
         dashed: true,
     };
     let bf16 = |r: &Row| r.input == "bf16";
-    let one = |r: &Row| r.engine == "cpu" && r.isa == "avx512" && r.threads == 1.0 && r.input == "f32" && r.id.contains("f32_f32");
-    let scan = "selective_scan_fwd";
-    let mut threads: Vec<(f64, f64)> = cpu
-        .iter()
-        .filter(|r| r.op == scan && r.engine == "cpu" && r.shape == "b1_d1536_l8192_n16" && r.input == "f32")
-        .map(|r| (r.threads, rate(r)))
-        .collect();
-    threads.sort_by(|a, b| a.0.total_cmp(&b.0));
     let tokens = |model: &str| {
         let of = |r: &&Row| r.op == "generate_decode" && r.shape.starts_with(model);
         let mut all: Vec<(f64, f64)> = models.iter().filter(of).filter_map(|r| Some((size(&r.shape, 'b')?, r.rate))).collect();
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
-        all
+        line(model, all)
     };
+    let lengths = vec![
+        line("selective-scan", points(gpu, SCAN, paper, 'l', ms, bf16)),
+        quote("mamba_ssm", "mamba_ssm, quoted"),
+        quote("flash_attention_2", "FlashAttention-2, quoted"),
+        quote("cudnn_attention", "cuDNN attention, quoted"),
+    ];
+    let states = vec![line("(B, L, D)", points(gpu, SCAN, ["b8_d2048_l2048_", ""], 'n', rate, bf16))];
+    let channels = vec![line("(B, L, D)", points(gpu, SCAN, ["b1_", "_l2048_n16"], 'd', rate, bf16))];
     vec![
-        (
-            "gpu-length",
-            "Forward scan on an H100, B = 1, D = 1024, N = 16, bf16, everything on",
-            ["L", "ms"],
-            vec![
-                line("selective-scan", points(gpu, scan, paper, 'l', ms, bf16)),
-                quote("mamba_ssm", "mamba_ssm, quoted"),
-                quote("flash_attention_2", "FlashAttention-2, quoted"),
-                quote("cudnn_attention", "cuDNN attention, quoted"),
-            ],
-        ),
-        (
-            "gpu-states",
-            "Forward scan on an H100, B = 8, D = L = 2048, bf16",
-            ["N", "G elements/s"],
-            vec![line("(B, L, D)", points(gpu, scan, ["b8_d2048_l2048_", ""], 'n', rate, bf16))],
-        ),
-        (
-            "gpu-channels",
-            "Forward scan on an H100, B = 1, L = 2048, N = 16, bf16",
-            ["D", "G elements/s"],
-            vec![line("(B, L, D)", points(gpu, scan, ["b1_", "_l2048_n16"], 'd', rate, bf16))],
-        ),
-        (
-            "gpu-tokens",
-            "Decoding on an H100, random weights, f32",
-            ["rows", "tokens/s"],
-            vec![line("130m", tokens("130m")), line("2.8b", tokens("2.8b"))],
-        ),
-        (
-            "cpu-length",
-            "Forward scan on one core, AVX-512, D = 1536, N = 16, f32",
-            ["L", "G elements/s"],
-            vec![line("forward", points(cpu, scan, ["b1_d1536_", "_n16"], 'l', rate, one))],
-        ),
-        (
-            "cpu-states",
-            "Forward scan on one core, AVX-512, D = 1536, L = 2048, f32",
-            ["N", "G elements/s"],
-            vec![line("forward", points(cpu, scan, ["b1_d1536_l2048_", ""], 'n', rate, one))],
-        ),
-        (
-            "cpu-channels",
-            "Forward scan on one core, AVX-512, L = 8192, N = 16, f32",
-            ["D", "G elements/s"],
-            vec![line("forward", points(cpu, scan, ["b1_", "_l8192_n16"], 'd', rate, one))],
-        ),
-        (
-            "cpu-threads",
-            "Forward scan, AVX-512, D = 1536, L = 8192, N = 16, f32",
-            ["threads", "G elements/s"],
-            vec![line("forward", threads)],
-        ),
+        ("gpu-length", "Forward scan on an H100, B = 1, D = 1024, N = 16, bf16, everything on", ["L", "ms"], lengths),
+        ("gpu-states", "Forward scan on an H100, B = 8, D = L = 2048, bf16", ["N", "G elements/s"], states),
+        ("gpu-channels", "Forward scan on an H100, B = 1, L = 2048, N = 16, bf16", ["D", "G elements/s"], channels),
+        ("gpu-tokens", "Decoding on an H100, random weights, f32", ["rows", "tokens/s"], vec![tokens("130m"), tokens("2.8b")]),
+    ]
+}
+
+fn cpu_plots(cpu: &[Row]) -> Vec<Plot> {
+    let rate = |r: &Row| r.rate / 1e9;
+    let plain = |r: &Row| r.engine == "cpu" && r.isa == "avx512" && r.id.contains("/f32_f32/");
+    let one = |r: &Row| plain(r) && r.threads == 1.0;
+    let forward = |points: Vec<(f64, f64)>| vec![line("forward", points)];
+    let many = |r: &&Row| r.op == SCAN && plain(r) && r.shape == "b1_d1536_l8192_n16";
+    let mut threads: Vec<(f64, f64)> = cpu.iter().filter(many).map(|r| (r.threads, rate(r))).collect();
+    threads.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let lengths = forward(points(cpu, SCAN, ["b1_d1536_", "_n16"], 'l', rate, one));
+    let states = forward(points(cpu, SCAN, ["b1_d1536_l2048_", ""], 'n', rate, one));
+    let channels = forward(points(cpu, SCAN, ["b1_", "_l8192_n16"], 'd', rate, one));
+    vec![
+        ("cpu-length", "Forward scan on one core, AVX-512, D = 1536, N = 16, f32", ["L", "G elements/s"], lengths),
+        ("cpu-states", "Forward scan on one core, AVX-512, D = 1536, L = 2048, f32", ["N", "G elements/s"], states),
+        ("cpu-channels", "Forward scan on one core, AVX-512, L = 8192, N = 16, f32", ["D", "G elements/s"], channels),
+        ("cpu-threads", "Forward scan, AVX-512, D = 1536, L = 8192, N = 16, f32", ["threads", "G elements/s"], forward(threads)),
     ]
 }
 
@@ -223,7 +195,7 @@ fn run(dir: &Path, out: &Path) -> Result<(), String> {
     }
     let write = |name: &str, text: &str| std::fs::write(out.join(name), text).map_err(|e| format!("{}: {e}", out.join(name).display()));
     write("performance.md", &text)?;
-    for (name, title, axes, series) in plots(&gpu, &models, &cpu, &quoted) {
+    for (name, title, axes, series) in gpu_plots(&gpu, &models, &quoted).into_iter().chain(cpu_plots(&cpu)) {
         match chart(title, axes, &series) {
             Some(svg) => write(&format!("{name}.svg"), &svg)?,
             None => say!("{name}: nothing is measured"),
