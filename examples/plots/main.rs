@@ -77,6 +77,9 @@ fn line(name: &str, points: Vec<(f64, f64)>) -> Series {
 }
 
 fn three(x: f64) -> String {
+    if x == 0.0 {
+        return "–".into();
+    }
     let digits = (2 - x.abs().max(1e-9).log10().floor() as i32).clamp(0, 6);
     format!("{x:.*}", digits as usize)
 }
