@@ -24,6 +24,7 @@ mod adamw;
 mod argmax;
 mod cast;
 mod causal_conv1d;
+mod ceilings;
 mod chunks;
 mod cross_entropy;
 #[cfg(feature = "cublaslt")]
@@ -50,6 +51,7 @@ pub mod template;
 pub mod variants;
 
 pub use adamw::{AdamWArgs, AdamWStep};
+pub use ceilings::Ceilings;
 pub use cross_entropy::Targets;
 pub use graph::Graph;
 #[cfg(feature = "model")]
@@ -153,6 +155,11 @@ impl Cuda {
     /// Time on the device that `work` takes.
     pub fn time(&self, mut work: impl FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
         self.driver.time(&mut work)
+    }
+
+    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or to end; waits for the device.
+    pub fn profile(&self, on: bool) -> Result<(), Error> {
+        self.driver.profile(on)
     }
 
     /// A buffer of `len` arbitrary elements.
