@@ -109,6 +109,7 @@ snippets! {
     "selective_vectors"
     "selective_weights"
     "sigmoid"
+    "sigmoid_pair"
     "silu"
     "silu_fast"
     "silu_grad"
