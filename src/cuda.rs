@@ -18,6 +18,9 @@ use bytemuck::Pod;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 
 use crate::error::Error;
+use crate::regime::{Call, Gpu, Reason};
+use crate::scan::ScanProblem;
+use crate::selective::SelectiveProblem;
 use crate::view::{Device, View, ViewMut};
 
 mod adamw;
@@ -49,6 +52,7 @@ mod sum;
 pub mod template;
 pub mod variants;
 
+pub use crate::regime::Regime;
 pub use adamw::{AdamWArgs, AdamWStep};
 pub use cross_entropy::Targets;
 pub use graph::Graph;
@@ -58,25 +62,6 @@ pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
 use driver::{Driver, Function, Properties};
-
-/// How a scan runs. Both give the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Regime {
-    /// A thread walks a row's time with its states in registers: for many rows.
-    Walk,
-    /// Time is cut into carry chunks that blocks take side by side: for few rows.
-    Split,
-}
-
-impl Regime {
-    /// Why it is chosen, in a few words.
-    pub fn why(self) -> &'static str {
-        match self {
-            Regime::Walk => "the rows fill the card, or are short; each walks its time with its states in registers",
-            Regime::Split => "the rows alone would leave the card idle; time is cut into chunks that run side by side",
-        }
-    }
-}
 
 /// The engine. Clones share the context, the stream and the compiled kernels.
 #[derive(Clone)]
@@ -92,6 +77,16 @@ impl core::fmt::Debug for Cuda {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "Cuda({})", self.driver.properties().name)
     }
+}
+
+/// How a recurrence runs on a card, and why. Calls go by the same function, and no bit depends on it.
+pub(crate) fn scan_reason(problem: ScanProblem, call: Call, gpu: &Gpu) -> Reason {
+    scan::planned(problem, call, gpu)
+}
+
+/// The same for a selective scan.
+pub(crate) fn selective_reason(problem: &SelectiveProblem, call: Call, gpu: &Gpu) -> Reason {
+    if call.backward { Reason::Chunks } else { selective_scan_fwd::planned(problem, call, gpu) }
 }
 
 /// How many GPUs there are. An `Err` where there is no driver.
@@ -135,9 +130,15 @@ impl Cuda {
         self
     }
 
-    /// How a forward selective scan of whole rows, real and in f32, runs; no bit depends on it.
-    pub fn selective_regime(&self, problem: &crate::selective::SelectiveProblem) -> Regime {
-        selective_scan_fwd::planned(self, problem)
+    /// The card as planners see it.
+    pub fn gpu(&self) -> Gpu {
+        let Properties { multiprocessors, capability, .. } = *self.properties();
+        Gpu { multiprocessors, capability }
+    }
+
+    /// The rule's reason, or that of whoever made this engine.
+    pub(crate) fn settle(&self, reason: Reason) -> Reason {
+        reason.or_asked(self.regime)
     }
 
     /// What the card is.
