@@ -7,8 +7,12 @@
 //! Everything runs on one stream, the caller's where the engine was made by [`Cuda::on`], in order; calls return before the device is done,
 //! and copies to the host wait. The calls of the engine's traits neither allocate nor synchronise after their first use of a kernel, so they can be captured ([`Cuda::capture`]).
 //!
-//! Results are the same bits on every repeat, on every card, and whatever else is in the batch: no atomics on floating-point numbers, and
-//! sums in an order that depends on a row's own sizes only.
+//! Results are the same bits on every repeat and whatever else is in the batch: no atomics on floating-point numbers, and sums in an order that depends
+//! on a row's own sizes only, never on how many multiprocessors there are. Between generations of cards bits may differ where the maker promises a bound of the
+//! error only, or nothing: the hardware's approximations of 2^x (with 16-bit storage) and of 1/x, and the tensor cores, which sum inside an instruction in an order
+//! that is not specified: products of 16-bit storage ([`Products::Plain`]) run on them, and with these blocks and models in 16 bits. Products by
+//! cuBLASLt ([`Products::CublasLt`]) have bits of their own: the library picks an algorithm by its version, the card, layouts and the number of rows, so a row's bits there may depend on how
+//! many rows there are. It is kept once picked, and repeats are the same bits.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -124,7 +128,7 @@ impl Cuda {
         &*self.driver
     }
 
-    /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.
+    /// The same engine with its scans run in one way, or as the planner's rule chooses where `None`. No bit depends on it.
     pub fn with_regime(mut self, regime: Option<Regime>) -> Self {
         self.regime = regime;
         self
