@@ -183,6 +183,9 @@ impl fmt::Display for Choice {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Choice::Cuda(_) = self.choice {
+            return write!(f, "{}\n  engine:  {}", self.choice, self.engine_why);
+        }
         let plural = if self.threads == 1 { "" } else { "s" };
         writeln!(f, "{}, {} thread{plural}", self.choice, self.threads)?;
         writeln!(f, "  engine:  {}", self.engine_why)?;
@@ -267,7 +270,7 @@ mod tests {
         let gpu = Gpu { multiprocessors: 132, capability: (9, 0) };
         let plan = Plan::on_gpu(selective(1, 8192, 2048, 16), Call::default(), &gpu);
         let text = plan.to_string();
-        assert!(text.starts_with("cuda, split, 1 thread\n") && text.contains("leave the card idle"), "{text}");
+        assert!(text.starts_with("cuda, split\n") && text.contains("leave the card idle"), "{text}");
         assert!(plan.cpu().is_none() && plan.blelloch().is_none());
     }
 
