@@ -126,7 +126,8 @@ impl fmt::Display for Reason {
     }
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -220,7 +220,7 @@ fn norm_of(dtype: Dtype, dims: [usize; 2], wide: bool) -> Norm {
     let (mut draw, kept) = (Draw(dims[1] as u64), if wide { accum(dtype) } else { dtype });
     Norm {
         z: wide.then(|| draw.array(&dims, false, dtype, -4.0, 4.0)),
-        options: NormOptions { norm_before_gate: dims[1] % 2 == 0, group_size: None },
+        options: NormOptions { norm_before_gate: dims[1].is_multiple_of(2), group_size: None },
         x: draw.array(&dims, false, dtype, -1.0, 1.0),
         residual: Some(draw.array(&dims, false, kept, -1.0, 1.0)),
         weight: draw.array(&dims[1..], false, accum(dtype), -1.0, 1.0),
