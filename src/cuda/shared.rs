@@ -14,6 +14,7 @@ macro_rules! snippets {
 
 snippets! {
     "block_fold"
+    "block_sums"
     "bwd_ahead"
     "bwd_back"
     "bwd_butterfly"
