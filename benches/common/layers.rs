@@ -60,25 +60,18 @@ impl<P: Place, I: Input, const BACKWARD: bool> Operator<P> for NormAt<P, I, BACK
         if !BACKWARD {
             let bytes = engine.rms_norm_fwd_workspace::<I>(dims);
             let args = NormFwd::<I, I, P::Memory> {
-                x: P::view(&self.x, dims),
                 residual: Some(P::view(&self.residual, dims)),
-                weight,
-                eps: EPS,
-                out: P::view_mut(&mut self.out, dims),
                 residual_out: Some(P::view_mut(&mut self.residual_out, dims)),
+                ..NormFwd::new(P::view(&self.x, dims), weight, EPS, P::view_mut(&mut self.out, dims))
             };
             return engine.rms_norm_fwd(args, &mut place.workspace(scratch, bytes)?);
         }
         let bytes = engine.rms_norm_bwd_workspace::<I>(dims);
         let args = NormBwd::<I, I, P::Memory> {
-            residual_out: P::view(&self.residual_out, dims),
-            weight,
-            eps: EPS,
-            grad_out: P::view(&self.x, dims),
             grad_residual_out: Some(P::view(&self.residual, dims)),
             grad_x: Some(P::view_mut(&mut self.out, dims)),
-            grad_residual: None,
             grad_weight: Some(P::view_mut(&mut self.grad_weight, [dims[1]])),
+            ..NormBwd::new(P::view(&self.residual_out, dims), weight, EPS, P::view(&self.x, dims))
         };
         engine.rms_norm_bwd(args, &mut place.workspace(scratch, bytes)?)
     }

@@ -14,6 +14,7 @@ macro_rules! snippets {
 
 snippets! {
     "block_fold"
+    "block_sums"
     "bwd_ahead"
     "bwd_back"
     "bwd_butterfly"
@@ -126,6 +127,7 @@ snippets! {
     "selective_weights"
     "scan_words"
     "sigmoid"
+    "sigmoid_pair"
     "silu"
     "silu_fast"
     "silu_grad"
