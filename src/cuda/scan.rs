@@ -18,19 +18,12 @@ use crate::workspace::{ALIGN, bytes_of};
 
 /// Warps of a block that takes a row, at most.
 const WARPS: usize = 4;
-<<<<<<< HEAD
 /// The same of the adjoint, which walks a row twice: fewer rows are under way at once, so that the second walk meets them in the second-level cache.
 const WARPS_BACK: usize = 16;
-/// Rows from which on they fill a card without a split.
-const FULL_ROWS: usize = 2048;
-/// Segments below which a split does not pay.
-const FEW_SEGMENTS: usize = 8;
-=======
 /// Rows a multiprocessor from which on they fill a card without a split.
 const FULL_ROWS: usize = 16;
 /// Segments up to which a split does not pay.
 const FEW_SEGMENTS: usize = 7;
->>>>>>> main
 
 /// An element type as templates see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
