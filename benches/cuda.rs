@@ -130,7 +130,8 @@ where
     }
 }
 
-struct Backward<P: Place, I: Input<Accum = f32>> {
+/// The adjoint; FROM: from what a forward call of the same operands has saved.
+struct Backward<P: Place, I: Input<Accum = f32>, const FROM: bool> {
     of: Selective<P, I>,
     grad_out: P::Array<I>,
     u: P::Array<I>,
@@ -141,9 +142,10 @@ struct Backward<P: Place, I: Input<Accum = f32>> {
     a: P::Array<f32>,
     d: P::Array<f32>,
     bias: P::Array<f32>,
+    saved: Option<P::Array<u8>>,
 }
 
-impl<P: Place, I: Input<Accum = f32>> Operator<P> for Backward<P, I>
+impl<P: Place, I: Input<Accum = f32>, const FROM: bool> Operator<P> for Backward<P, I, FROM>
 where
     f32: Weight<Stored<I> = I>,
 {
@@ -160,11 +162,23 @@ where
             a: zeros(place, sizes.dim * sizes.extra)?,
             d: zeros(place, sizes.dim)?,
             bias: zeros(place, sizes.dim)?,
+            saved: None,
         })
     }
 
     fn call(&mut self, place: &P, engine: &impl Engine<P::Memory>, scratch: &mut P::Scratch) -> Result<(), Error> {
         let sizes @ Sizes { batch, seqlen, dim, extra, .. } = self.of.sizes;
+        if FROM && self.saved.is_none() {
+            let inputs = self.of.inputs();
+            let mut out = zeros::<P, I>(place, sizes.count())?;
+            let args = SelectiveFwd { inputs, out: sizes.view_mut::<P, I>(&mut out), last_state: None };
+            let problem = args.check()?;
+            let count = engine.selective_scan_saved_bytes::<I, f32>(&problem);
+            let mut saved = zeros::<P, u8>(place, count)?;
+            let bytes = engine.selective_scan_fwd_saving_workspace::<I, f32>(&problem);
+            engine.selective_scan_fwd_saving(args, P::view_mut(&mut saved, [count]), &mut place.workspace(scratch, bytes)?)?;
+            self.saved = Some(saved);
+        }
         let shared = [batch, seqlen, 1, extra];
         let grads = SelectiveGrads {
             u: Some(sizes.view_mut::<P, I>(&mut self.u)),
@@ -179,7 +193,14 @@ where
         };
         let args = SelectiveBwd { inputs: self.of.inputs(), grad_out: sizes.view::<P, I>(&self.grad_out), grad_last_state: None, grads };
         let bytes = engine.selective_scan_bwd_workspace::<I, f32>(&args.check()?);
-        engine.selective_scan_bwd(args, &mut place.workspace(scratch, bytes)?)
+        let mut ws = place.workspace(scratch, bytes)?;
+        match &self.saved {
+            Some(saved) => {
+                let count = engine.selective_scan_saved_bytes::<I, f32>(&args.check()?);
+                engine.selective_scan_bwd_from(args, P::view(saved, [count]), &mut ws)
+            }
+            None => engine.selective_scan_bwd(args, &mut ws),
+        }
     }
 
     fn results(&self) -> Result<Vec<Vec<f64>>, Error> {
@@ -391,9 +412,11 @@ fn main() {
     }
     time!(at, Forward<f32>, "selective_scan_fwd/cuda/f32_f32", F32, s(scans[0]), s(scans[0]).turned());
     for sizes in [scans[0], scans[1], scans[3]] {
-        time!(at, Backward<bf16>, "selective_scan_bwd/cuda/bf16_f32", BF16, s(sizes), s(sizes).turned());
+        time!(at, Backward<bf16; false>, "selective_scan_bwd/cuda/bf16_f32", BF16, s(sizes), s(sizes).turned());
+        time!(at, Backward<bf16; true>, "selective_scan_bwd_from/cuda/bf16_f32", BF16, s(sizes), s(sizes).turned());
     }
-    time!(at, Backward<f32>, "selective_scan_bwd/cuda/f32_f32", F32, s(scans[0]), s(scans[0]).turned());
+    time!(at, Backward<f32; false>, "selective_scan_bwd/cuda/f32_f32", F32, s(scans[0]), s(scans[0]).turned());
+    time!(at, Backward<f32; true>, "selective_scan_bwd_from/cuda/f32_f32", F32, s(scans[0]), s(scans[0]).turned());
     for dim in [2048, 5120] {
         time!(at, Step<f32>, "selective_state_update/cuda/bf16_f32_sf32", BF16, s([256, dim, 1, 16]));
         time!(at, Step<bf16>, "selective_state_update/cuda/bf16_f32_sbf16", BF16, s([256, dim, 1, 16]));
