@@ -1,12 +1,16 @@
 //! The backward selective scan on the GPU.
 //!
 //! Time is cut into items of at most 128 steps, counted from the start of each sequence; `SeqIdx` packs whole short sequences and the last pieces of long ones
-//! into one item. Five kinds of kernels run one after another: `plan` lists the items; `local` walks each from zero, giving the product of its
-//! decays P, the state that it makes and the gradient that its steps send to the state before it; `carry` takes P·h + h_local from item to
-//! item, and the same for gradients backwards; `chunk` then walks each item ahead and back from the true state and the true gradient; `rows` and
-//! `totals` add what blocks and items wrote apart, in f64 and in a fixed order.
+//! into one item; `plan` lists them. What an item makes from zero, the state at its end and the gradient at its beginning, is combined from item to item as
+//! P·h + h_local, P the product of its decays, in f64 for `Carry::Compensated`. `rows` and `totals` add what blocks and items wrote apart, in f64 and in a fixed order.
 //!
-//! Both regimes run this way: the items are independent, so a walk of one block along a whole row would only save the `local` kernel.
+//! Euler's rule with real A, varying B and C, at most 16 states and f32 arithmetic runs in tiles of 16 steps: `local` and `lambda` make what items make from zero,
+//! `carry` combines it, `states` writes the state before every tile, `back` walks tiles from the last to the first. Where rows fill the card, `states` and
+//! `back` walk whole rows instead (`Regime::Walk`) and combine items on the way by the same operations: the same bits without `local`, `lambda` and `carry`.
+//! The states before tiles are what a forward call may hand over.
+//!
+//! All else: `local` walks each item from zero; `carry`; `chunk` then walks each item ahead and back from the true state and the true gradient. Items are
+//! independent, and both regimes run this way.
 
 #![allow(non_snake_case)]
 

@@ -330,9 +330,7 @@ impl<I: Input, W: Weight<Real = I::Accum>> Grads<I, W> {
         tensor(&self.initial, want.initial.as_ref().map(Tensor::numbers), what("initial_state"), relative);
         for (of, got, want) in [("B", &self.b, &want.b), ("C", &self.c, &want.c)] {
             if let (Some(got), Some(want)) = (got, want) {
-                // Sums over channels of 16-bit rows may run in tf32.
-                let tf32 = if matches!(I::DTYPE, Dtype::F16 | Dtype::Bf16) { 5e-4 } else { 0.0 };
-                got.compare(&what(of), &want.numbers(), relative + tf32);
+                got.compare(&what(of), &want.numbers(), relative);
             }
         }
     }

@@ -540,7 +540,6 @@ impl Kernel for Tiles {
             ("LV", (4 * bytes).ilog2() as usize),
             ("LTB", bytes.ilog2() as usize),
             ("RAWSZ", self.raw()),
-            ("PARTS", if exact { 2 } else { 1 }),
             ("REGS", if self.kind == Kind::Back { 255 } else { 128 }),
         ];
         let vars = numbers.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value));
