@@ -144,7 +144,11 @@ where
         for saved in [None, Some(&saved)] {
             let got = operands.gradients(&engine, saved);
             assert!(got.iter().flatten().all(|x| x.is_finite()) && got[0].iter().any(|x| *x != 0.0));
-            assert!(*first.get_or_insert_with(|| got.clone()) == got, "{dims:?} {layout:?} {offsets:?} {regime:?}, saved: {}", saved.is_some());
+            assert!(
+                *first.get_or_insert_with(|| got.clone()) == got,
+                "{dims:?} {layout:?} {offsets:?} {regime:?}, saved: {}",
+                saved.is_some()
+            );
         }
     }
 }
