@@ -38,6 +38,7 @@ pub fn variants() -> Vec<Variant> {
     add::<bwd::Padding>(&mut all);
     add::<bwd::Plan>(&mut all);
     add::<bwd::Rows>(&mut all);
+    add::<bwd::Tiles>(&mut all);
     add::<bwd::Totals>(&mut all);
     add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
