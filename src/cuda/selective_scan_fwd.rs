@@ -1,9 +1,11 @@
 //! The forward selective scan on the GPU.
 
+mod tile;
+
 use super::Cuda;
 use super::Regime;
 use super::chunks::{
-    CHUNK, CarryParams, ScanParams, THREADS, closer, flag, local_and_carry, most_slots, scan_of, scan_params, scratch_bytes, slots,
+    CHUNK, CarryParams, ScanParams, THREADS, carry, closer, flag, local, most_slots, scan_of, scan_params, scratch_bytes, slots,
     state_bytes, take,
 };
 use super::expression::Vars;
@@ -18,6 +20,7 @@ use crate::selective::{SelectiveFwd, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::view::Device;
 use crate::workspace::{ALIGN, bytes_of};
+pub use tile::Tile;
 
 /// What the kernels of a scan are specialised by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -288,12 +291,15 @@ pub(super) fn forward<I: Input, W: Weight<Real = I::Accum>>(
     if problem.states == 0 {
         return Ok(());
     }
-    let mut params = scan_params(&inputs, &problem, &scan)?;
+    let tile = Tile::of(&scan, &problem, matches!(inputs.sequences, Sequences::SeqIdx(_)));
+    let channels = tile.map_or_else(|| (THREADS >> scan.log_lanes(problem.dstate)) as usize, |t| t.channels());
+    let mut params = scan_params(&inputs, &problem, &scan, channels)?;
     params.out = strided_mut(&out);
     params.last = optional_mut(last_state.as_ref());
     if closer(&params.out, 2, 3) {
         params.flags |= flag::OUT_TIME;
     }
+    params.whole = tile::whole(&params, I::DTYPE);
     let mut ws = ws.reborrow();
     let listed = matches!(inputs.sequences, Sequences::SeqIdx(_));
     let mut units = problem.states;
@@ -303,13 +309,20 @@ pub(super) fn forward<I: Input, W: Weight<Real = I::Accum>>(
             units = slots(&inputs, &problem);
             params.states = take(&mut ws, state_bytes(&scan, units, &problem))?;
             params.products = take(&mut ws, state_bytes(&scan, units, &problem))?;
-            local_and_carry(engine, scan, &problem, &params)?;
+            if let Some(tile) = tile {
+                return tile.split(engine, scan, &problem, &params);
+            }
+            local(engine, scan, &problem, &params)?;
+            carry(engine, scan, &problem, &params)?;
             if problem.seqlen == 0 {
                 return Ok(());
             }
             params.chunks = problem.seqlen.div_ceil(CHUNK) as i64;
             params.flags |= flag::SPLIT;
         }
+    }
+    if let Some(tile) = tile {
+        return tile.walk(engine, &problem, &params);
     }
     engine.run(&Forward(scan), Grid::new(units.saturating_mul(params.row_blocks as usize), THREADS), &params)
 }
