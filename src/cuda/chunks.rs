@@ -104,6 +104,9 @@ params! {
         saved_log: u32,
         /// What may be loaded and stored as pairs: u, delta, z and out; as 16 bytes in time; B; C.
         whole: u32,
+        /// Whether the blocks of a split scan chain the chunks before theirs themselves.
+        chained: u32,
+        spare: u32,
     }
 }
 

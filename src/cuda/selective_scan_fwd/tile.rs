@@ -32,6 +32,8 @@ pub struct Tile {
 
 /// Threads of a block: half of them walk.
 const THREADS: usize = 256;
+/// Up to so many chunks of a row the blocks of a split scan chain them themselves.
+const CHAINED: usize = 32;
 /// Steps of a group.
 const UNROLL: usize = 4;
 
@@ -93,15 +95,22 @@ impl Tile {
     }
 
     /// Where things lie in shared memory, and how much it is.
-    fn places(self) -> ([(&'static str, usize); 5], usize) {
+    fn places(self) -> ([(&'static str, usize); 6], usize) {
         let (rows, channels) = (2 * self.steps(), self.channels());
-        let (y, walks) = (usize::from(self.mode != Mode::Local), usize::from(self.mode == Mode::Walk));
+        let y = usize::from(self.mode != Mode::Local);
+        // Of a thread's states: those before the chunk, or before the block's other chunks.
+        let held = match self.mode {
+            Mode::Walk => 1,
+            Mode::Part => (1 << self.most_chained()) - 1,
+            Mode::Local => 0,
+        };
         let sizes = [
             ("OPAIR", rows * channels * 8),
             ("OB", rows * self.n * 4),
             ("OC", rows * self.n * 4 * y),
-            ("OU", rows * channels * 4 * y),
-            ("OHIN", THREADS * self.states() * 4 * walks),
+            ("OU", rows * (channels * 4 + 8) * y),
+            ("OY", rows * (channels * 4 + 8) * y),
+            ("OHIN", THREADS * self.states() * 4 * held),
         ];
         let mut at = 0;
         let places = sizes.map(|(name, size)| {
@@ -129,21 +138,30 @@ impl Tile {
         if params.flags & flag::CU_SEQLENS == 0 {
             let chunks = problem.seqlen.div_ceil(CHUNK);
             params.unit_log = self.unit_log(engine, problem, &params);
+            params.chained = u32::from((1..=CHAINED).contains(&chunks) && params.unit_log <= self.most_chained());
             let row = chunks.div_ceil(1 << params.unit_log);
             params.row_units = small(row, "blocks of a row")?;
             units = problem.batch.saturating_mul(row);
         }
         Tile { mode: Mode::Local, ..self }.run(engine, units, &params)?;
-        carry(engine, scan, problem, &params)?;
+        if params.chained == 0 {
+            carry(engine, scan, problem, &params)?;
+        }
         Tile { mode: Mode::Part, ..self }.run(engine, units, &params)
     }
 
-    /// Chunks of a block, as a power of two: as many as leave enough blocks for the card.
+    /// Chunks of a block that chains, at most, as a power of two.
+    fn most_chained(self) -> u32 {
+        if self.states() == 4 { 2 } else { 1 }
+    }
+
+    /// Chunks of a block, as a power of two: what takes least time in tiles, with three to begin and end a block.
     fn unit_log(self, engine: &Cuda, problem: &SelectiveProblem, params: &ScanParams) -> u32 {
         let chunks = problem.seqlen.div_ceil(CHUNK);
         let blocks = |log: u32| problem.batch.saturating_mul(chunks.div_ceil(1 << log)).saturating_mul(params.row_blocks as usize);
-        let enough = 2 * engine.properties().multiprocessors as usize;
-        (1..6).take_while(|&log| blocks(log) >= enough).last().unwrap_or(0)
+        let together = 2 * engine.properties().multiprocessors.max(1) as usize;
+        let time = |log: u32| blocks(log).div_ceil(together).saturating_mul((CHUNK << log) / self.steps() + 3);
+        (0..6).min_by_key(|&log| time(log)).unwrap_or(0)
     }
 }
 
@@ -167,7 +185,7 @@ impl Kernel for Tile {
         vars = vars.int("N", self.n).int("LOGN", log(self.n)).int("S", states).int("P", lanes).int("LOGP", log(lanes));
         vars = vars.int("C", channels).int("LOGC", log(channels)).int("K", steps).int("LOGK", log(steps));
         vars = vars.int("U", UNROLL).int("LOGU", log(UNROLL)).int("CTAS", 2);
-        vars = vars.int("J", (steps * channels / THREADS).max(1)).int("JB", steps * self.n / THREADS);
+        vars = vars.int("J", (steps * channels / THREADS).max(1)).int("JB", steps * self.n / THREADS).int("TH", THREADS / 2);
         for (name, mode) in [("walk", Mode::Walk), ("part", Mode::Part), ("local", Mode::Local)] {
             vars = vars.flag(name, self.mode == mode);
         }
