@@ -92,9 +92,7 @@ impl Scan {
     fn lanes(&self) -> Lanes {
         let (states, unroll) = match (self.double(), self.complex, self.n) {
             (false, false, 0) => (4, 2),
-            // The accurate exponential gives enough to overlap.
-            (false, false, _) if self.dtype == Dtype::F32 || self.n >= 64 => (8, 2),
-            (false, false, _) => (8, 4),
+            (false, false, _) => (8, 2),
             (true, false, 256) => (8, 2),
             (true, true, _) => (2, 1),
             _ => (4, 2),
