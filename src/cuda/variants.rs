@@ -64,6 +64,7 @@ pub fn variants() -> Vec<Variant> {
     add::<sum::SumColumns>(&mut all);
     add::<super::selective_scan_fwd::Carries>(&mut all);
     add::<super::selective_scan_fwd::Forward>(&mut all);
+    add::<super::selective_scan_fwd::Tile>(&mut all);
     add::<super::selective_scan_fwd::Local>(&mut all);
     all
 }
