@@ -49,7 +49,8 @@ impl<R: Tables> Op<R> for ConvUpdate<'_, R> {
         let (taps, old) = (self.width, self.width - 1);
         let blocks = self.channels / V::LANES;
         let (weight, bias) = (rows(zero, self.weight, blocks * taps), rows(zero, self.bias, blocks));
-        let window = rows_mut(zero, self.window, blocks * self.states * old);
+        // Nothing may lie anywhere.
+        let window = if old == 0 { &mut [] } else { rows_mut(zero, self.window, blocks * self.states * old) };
         for block in 0..blocks {
             let weight = &weight[block * taps..(block + 1) * taps];
             for (row, &slot) in self.slots.iter().enumerate() {
