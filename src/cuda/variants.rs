@@ -31,13 +31,18 @@ pub fn variants() -> Vec<Variant> {
     add::<super::causal_conv1d::backward::Sum>(&mut all);
     add::<super::causal_conv1d::forward::Forward>(&mut all);
     add::<super::causal_conv1d::update::Update>(&mut all);
+    add::<super::ceilings::Copy>(&mut all);
+    add::<super::ceilings::Exponentials>(&mut all);
+    add::<super::ceilings::MultiplyAdds>(&mut all);
     add::<bwd::Carry>(&mut all);
     add::<bwd::Padding>(&mut all);
     add::<bwd::Plan>(&mut all);
     add::<bwd::Rows>(&mut all);
+    add::<bwd::Tiles>(&mut all);
     add::<bwd::Totals>(&mut all);
     add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<super::selective_state_update::Rows>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);
     add::<linear::TilesMma>(&mut all);

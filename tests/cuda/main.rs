@@ -6,6 +6,7 @@ mod arrays;
 #[allow(dead_code)]
 mod carried;
 mod causal_conv1d;
+mod ceilings;
 mod elementwise;
 mod embedding;
 mod frame;
@@ -19,6 +20,7 @@ mod rms_norm;
 mod scan;
 mod selective_scan_bwd;
 mod selective_scan_fwd;
+mod selective_scan_saved;
 mod selective_state_update;
 mod shared;
 mod tensor;
