@@ -104,7 +104,7 @@ impl Layout {
         }
         let layer = at.0;
         let words = sizes.layers * layer + product(vocab, sizes.hidden);
-        Layout { sizes: sizes.clone(), pairs, lanes, parts, layer, words, hidden, low, vocab }
+        Layout { sizes: *sizes, pairs, lanes, parts, layer, words, hidden, low, vocab }
     }
 
     /// Words of a product's weight.
