@@ -2,6 +2,8 @@
 
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
+use half::bf16;
+
 use crate::arch::generic::tables::Tables;
 
 /// One vector register.
@@ -78,6 +80,20 @@ pub unsafe trait Vector:
         let half = (n * n.splat(Self::Real::HALF)).round();
         self * half.pow2() * (n - half).pow2()
     }
+
+    /// The first bf16 of each of `LANES` pairs, or the second: exact.
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let mut wide = self;
+        for (lane, pair) in wide.lanes_mut().iter_mut().zip(&from[..Self::LANES]) {
+            *lane = <Self::Real as crate::element::Real>::from_f64(f64::from(pair[usize::from(SECOND)]));
+        }
+        wide
+    }
+
+    /// Asks for a cache line that is read soon, at any address; where there is no such instruction it does nothing.
+    #[inline(always)]
+    fn prefetch(self, _at: *const u32) {}
 
     /// self·b − product, where `product` is the rounded self·b: what rounding took away.
     #[inline(always)]
@@ -200,6 +216,13 @@ mod tests {
             for (x, want) in [(0.5, 0.0), (1.5, 2.0), (-2.5, -2.0), (-0.49, 0.0), (8.0e15, 8.0e15), (f64::INFINITY, f64::INFINITY)] {
                 assert_eq!(zero.splat(R::from_f64(x)).round().lanes()[0], R::from_f64(want));
             }
+            let pairs: [[bf16; 2]; 16] =
+                core::array::from_fn(|i| [bf16::from_f32(1.5 * i as f32), bf16::from_f32(-3.0e38 / (i + 1) as f32)]);
+            for i in 0..V::LANES {
+                assert_eq!(zero.widen::<false>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][0]));
+                assert_eq!(zero.widen::<true>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][1]));
+            }
+            zero.prefetch(core::ptr::null());
             let nan = zero.splat(R::from_f64(f64::NAN));
             for x in [nan.round(), nan.at_least(zero), nan.at_most(zero), nan.scale(zero), nan.abs()] {
                 assert!(x.lanes().iter().all(|x| x.to_f64().is_nan()));

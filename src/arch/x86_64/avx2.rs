@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use half::bf16;
+
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector};
 
@@ -15,7 +17,7 @@ macro_rules! vector {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, andnot $andnot:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, movemask $movemask:ident, blend $blend:ident,
         shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
-    }, sums $sums:ident) => {
+    }, sums $sums:ident, $($widen:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -112,6 +114,12 @@ macro_rules! vector {
                 $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })
             }
             #[inline(always)]
+            fn prefetch(self, at: *const u32) {
+                // SAFETY: a hint, which reads nothing and takes any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+            }
+            $($widen)*
+            #[inline(always)]
             fn sums(x: [Self; 4]) -> [$real; 4] {
                 // SAFETY: the values exist, so the CPU has the instruction set.
                 unsafe { $sums(x[0].0, x[1].0, x[2].0, x[3].0) }
@@ -127,7 +135,16 @@ vector! {
         fma _mm256_fmadd_ps, fnma _mm256_fnmadd_ps, max _mm256_max_ps, min _mm256_min_ps, andnot _mm256_andnot_ps, xor _mm256_xor_ps,
         round _mm256_round_ps, cmp _mm256_cmp_ps, movemask _mm256_movemask_ps, blend _mm256_blendv_ps,
         shift _mm256_slli_epi32 23, to_int _mm256_castps_si256, from_int _mm256_castsi256_ps
-    }, sums sums_f32
+    }, sums sums_f32,
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let from = &from[..Self::LANES];
+        // SAFETY: `from` has as many words as the register; `self` exists, so the CPU has the instruction set.
+        Self(unsafe {
+            let words = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm256_castsi256_ps(if SECOND { _mm256_and_si256(words, _mm256_set1_epi32(-65536)) } else { _mm256_slli_epi32::<16>(words) })
+        })
+    }
 }
 
 vector! {
@@ -137,7 +154,7 @@ vector! {
         fma _mm256_fmadd_pd, fnma _mm256_fnmadd_pd, max _mm256_max_pd, min _mm256_min_pd, andnot _mm256_andnot_pd, xor _mm256_xor_pd,
         round _mm256_round_pd, cmp _mm256_cmp_pd, movemask _mm256_movemask_pd, blend _mm256_blendv_pd,
         shift _mm256_slli_epi64 52, to_int _mm256_castpd_si256, from_int _mm256_castsi256_pd
-    }, sums sums_f64
+    }, sums sums_f64,
 }
 
 /// The sums over the lanes of four vectors: neighbours are added while vectors are interleaved, then halves are added.

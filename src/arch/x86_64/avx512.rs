@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use half::bf16;
+
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector};
 
@@ -21,7 +23,7 @@ macro_rules! vector {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, abs $abs:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, blend $blend:ident,
         scalef $scalef:ident, shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
-    }, sums $sums:ident) => {
+    }, sums $sums:ident, $($widen:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -122,6 +124,12 @@ macro_rules! vector {
                 $v(unsafe { $scalef(self.0, n.0) })
             }
             #[inline(always)]
+            fn prefetch(self, at: *const u32) {
+                // SAFETY: a hint, which reads nothing and takes any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+            }
+            $($widen)*
+            #[inline(always)]
             fn sums(x: [Self; 4]) -> [$real; 4] {
                 // SAFETY: the values exist, so the CPU has the instruction set.
                 unsafe { $sums(x[0].0, x[1].0, x[2].0, x[3].0) }
@@ -137,7 +145,16 @@ vector! {
         fma _mm512_fmadd_ps, fnma _mm512_fnmadd_ps, max _mm512_max_ps, min _mm512_min_ps, abs _mm512_abs_ps, xor _mm512_xor_ps,
         round _mm512_roundscale_ps, cmp _mm512_cmp_ps_mask, blend _mm512_mask_blend_ps,
         scalef _mm512_scalef_ps, shift _mm512_slli_epi32 23, to_int _mm512_castps_si512, from_int _mm512_castsi512_ps
-    }, sums sums_f32
+    }, sums sums_f32,
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let from = &from[..Self::LANES];
+        // SAFETY: `from` has as many words as the register; `self` exists, so the CPU has the instruction set.
+        Self(unsafe {
+            let words = _mm512_loadu_si512(from.as_ptr().cast());
+            _mm512_castsi512_ps(if SECOND { _mm512_and_si512(words, _mm512_set1_epi32(-65536)) } else { _mm512_slli_epi32::<16>(words) })
+        })
+    }
 }
 
 vector! {
@@ -147,7 +164,7 @@ vector! {
         fma _mm512_fmadd_pd, fnma _mm512_fnmadd_pd, max _mm512_max_pd, min _mm512_min_pd, abs _mm512_abs_pd, xor _mm512_xor_pd,
         round _mm512_roundscale_pd, cmp _mm512_cmp_pd_mask, blend _mm512_mask_blend_pd,
         scalef _mm512_scalef_pd, shift _mm512_slli_epi64 52, to_int _mm512_castpd_si512, from_int _mm512_castsi512_pd
-    }, sums sums_f64
+    }, sums sums_f64,
 }
 
 /// The sums over the lanes of four vectors: neighbours are added while vectors are interleaved, then quarters are added.
