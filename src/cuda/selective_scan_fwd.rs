@@ -313,7 +313,7 @@ impl Cuda {
     /// # Errors
     /// Those of the forward scan; [`Error::Unsupported`] for rows with ids, constant B or C, and variants of other kinds than [`Tile`].
     #[doc(hidden)]
-    pub fn selective_scan_fwd_saving<I: Input<Accum = f32>>(
+    pub fn selective_scan_fwd_with_states<I: Input<Accum = f32>>(
         &self,
         args: SelectiveFwd<'_, I, f32, Device>,
         every: usize,

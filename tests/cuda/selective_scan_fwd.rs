@@ -522,7 +522,7 @@ fn states_on_the_way_are_kept() {
         };
         let bytes = engine.selective_scan_fwd_workspace::<f32, f32>(&args.check().unwrap());
         let mut into = saved.view_mut();
-        with_workspace(bytes, |ws: &mut Workspace<'_, Device>| engine.selective_scan_fwd_saving(args, every, &mut into, ws)).unwrap();
+        with_workspace(bytes, |ws: &mut Workspace<'_, Device>| engine.selective_scan_fwd_with_states(args, every, &mut into, ws)).unwrap();
         engine.synchronize().unwrap();
         (saved.values(), last.values())
     };
