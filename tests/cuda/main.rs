@@ -16,6 +16,8 @@ mod linear;
 mod mamba_block;
 #[cfg(feature = "model")]
 mod model;
+#[path = "../it/norm_data.rs"]
+mod norm_data;
 mod rms_norm;
 mod scan;
 mod selective_scan_bwd;
