@@ -152,6 +152,13 @@ impl Cuda {
         options.carry == Carry::Plain && (single || matches!(input, Dtype::F16 | Dtype::Bf16))
     }
 
+    /// Whether ∂B and ∂C of a selective scan of inputs stored so, sums over channels, may be summed in tf32: then they are within 5e-4 of their largest value
+    /// more than other gradients are. 16-bit storage with real A under Euler's rule; not under [`Carry::Compensated`].
+    pub fn sums_in_tf32(input: Dtype, complex: bool, options: SelectiveOptions) -> bool {
+        let plain = options.carry == Carry::Plain && options.rule == Rule::Euler;
+        plain && !complex && matches!(input, Dtype::F16 | Dtype::Bf16)
+    }
+
     /// The rule's reason, or that of whoever made this engine.
     pub(crate) fn settle(&self, reason: Reason) -> Reason {
         reason.or_asked(self.regime)

@@ -4,7 +4,7 @@
 //! into one item; `plan` lists them. What an item makes from zero, the state at its end and the gradient at its beginning, is combined from item to item as
 //! P·h + h_local, P the product of its decays, in f64 for `Carry::Compensated`. `rows` and `totals` add what blocks and items wrote apart, in f64 and in a fixed order.
 //!
-//! Euler's rule with real A, varying B and C, at most 16 states and f32 arithmetic runs in tiles of 16 steps: `local` and `lambda` make what items make from zero,
+//! Euler's rule with real A, varying B and C and f32 arithmetic runs in tiles of 16 steps, sixteen states at a time: `local` and `lambda` make what items make from zero,
 //! `carry` combines it, `states` writes the state before every tile, `back` walks tiles from the last to the first. Where rows fill the card, `states` and
 //! `back` walk whole rows instead (`Regime::Walk`) and combine items on the way by the same operations: the same bits without `local`, `lambda` and `carry`.
 //! The states before tiles are what a forward call may hand over.
@@ -72,7 +72,7 @@ impl Shape {
         let fast = !W::COMPLEX && !wide && options.rule == Rule::Euler && groups_b.is_some() && groups_c.is_some();
         let cells = common(groups_b.unwrap_or(1), groups_c.unwrap_or(1)).max(1);
         let cell = dim / cells;
-        let tiles = fast && types.arith() == 4 && dstate <= Tiles::STATES;
+        let tiles = fast && types.arith() == 4;
         let channels = if tiles { Tiles::CHANNELS } else { Walk::new(types, fast, dstate, false).channels() };
         let per_cell = cell.div_ceil(channels);
         let blocks = cells * per_cell;
@@ -125,13 +125,27 @@ impl Shape {
         (SHARES / self.share().saturating_mul(self.varying()).max(1)).clamp(1, items.max(1))
     }
 
+    /// Blocks of channels of a launch, times items or rows, that have room for their sums over states, where these are taken sixteen at a time.
+    fn rooms(&self, items: usize) -> usize {
+        if !self.multi() {
+            return 0;
+        }
+        let most = (SHARES / (self.blocks * Tiles::ROOM).max(1)).clamp(1, items.max(1));
+        if self.walk { most.max(self.problem.batch) } else { most }
+    }
+
+    /// In tiles, with more than sixteen states.
+    fn multi(&self) -> bool {
+        self.tiles && self.problem.dstate > Tiles::STATES
+    }
+
     /// Bytes of the states before tiles.
     fn kept(&self, items: usize) -> usize {
         if self.tiles { items.saturating_mul(self.state()).saturating_mul(CHUNK / Tiles::STEPS) } else { 0 }
     }
 
     /// Bytes of the pieces of the workspace, in the order of [`Room`].
-    fn pieces(&self, items: usize, list: bool, kept: bool) -> [usize; 11] {
+    fn pieces(&self, items: usize, list: bool, kept: bool) -> [usize; 12] {
         let SelectiveProblem { batch, seqlen, dim, states, .. } = self.problem;
         let state = items.saturating_mul(self.state());
         let shares = self.slab(items).saturating_mul(self.share());
@@ -148,6 +162,7 @@ impl Shape {
             only(self.problem.groups_c.is_some(), shares),
             only(self.tiles, state),
             only(kept, self.kept(items)),
+            self.rooms(items).saturating_mul(self.blocks).saturating_mul(Tiles::ROOM),
         ]
     }
 }
@@ -186,19 +201,21 @@ struct Room {
     decay: i64,
     /// States before tiles.
     kept: i64,
+    /// Sums over states.
+    sums: i64,
 }
 
 impl Room {
     /// With the states before tiles at `kept`, or in the workspace.
     fn new(shape: &Shape, items: usize, list: bool, kept: Option<i64>, ws: &mut Workspace<'_, Device>) -> Result<Self, Error> {
-        let mut at = [0; 11];
+        let mut at = [0; 12];
         for (at, bytes) in at.iter_mut().zip(shape.pieces(items, list, kept.is_none())) {
             let piece = ws.tensor::<u8, 1>([bytes])?;
             *at = if bytes == 0 { 0 } else { strided_mut::<u8, 1, 2>(&piece)[0] };
         }
-        let [items, ranges, list, prod, state, lambda, rows, b, c, decay, own] = at;
+        let [items, ranges, list, prod, state, lambda, rows, b, c, decay, own, sums] = at;
         let kept = kept.unwrap_or(own);
-        Ok(Room { items, ranges, list, prod, state, lambda, rows, shares: [b, c], decay, kept })
+        Ok(Room { items, ranges, list, prod, state, lambda, rows, shares: [b, c], decay, kept, sums })
     }
 }
 
@@ -422,9 +439,13 @@ impl<'e> Run<'e> {
             along_c: flag(along_c),
             vary_b: flag(groups_b.is_some()),
             vary_c: flag(groups_c.is_some()),
+            state_blocks: dstate.div_ceil(Tiles::STATES) as i32,
+            unused: 0,
             kept: room.kept,
             kept_row: 0,
+            kept_step: (dim * dstate * 4) as i64,
             per_row: seqlen.div_ceil(CHUNK) as i64,
+            room: room.sums,
             decay: room.decay,
             initial: optional(inputs.initial_state.as_ref()),
             grad_last: optional(args.grad_last_state.as_ref()),
@@ -442,8 +463,11 @@ impl<'e> Run<'e> {
 
     /// One kernel in tiles over `count` items from `first` on, or over as many rows from the first one on.
     fn tile(&self, kind: Kind, walk: bool, [first, count]: [usize; 2], params: &WalkParams) -> Result<(), Error> {
-        let kernel = Tiles { storage: self.shape.types.storage, kind, walk };
-        let mut grid = Grid::new(count * self.shape.blocks, 128);
+        let multi = self.shape.multi();
+        let kernel = Tiles { storage: self.shape.types.storage, kind, walk, multi };
+        // All but the gradients take states side by side.
+        let states = if multi && kind != Kind::Back { self.shape.problem.dstate.div_ceil(Tiles::STATES) } else { 1 };
+        let mut grid = Grid::new(count * self.shape.blocks * states, kernel.threads() as u32);
         grid.shared = kernel.shared() as u32;
         self.engine.run(&kernel, grid, &WalkParams { first: first as i64, ..*params })
     }
@@ -481,6 +505,7 @@ impl<'e> Run<'e> {
         }
         self.carry(args, Known::States)?;
         let slab = self.shape.slab(self.items);
+        let slab = if self.shape.multi() { slab.min(self.shape.rooms(self.items)) } else { slab };
         for first in (0..self.items).step_by(slab) {
             let count = slab.min(self.items - first);
             self.tile(Kind::Back, false, [first, count], params)?;

@@ -59,6 +59,11 @@ impl Bound {
         Bound { scale, ..self }
     }
 
+    /// The same with so much more of the largest reference.
+    pub fn and(self, share: f64) -> Self {
+        Bound { share: self.share + share, ..self }
+    }
+
     /// One decode step whose result is stored in 16 bits, from the same stored state.
     pub fn one_step(storage: Dtype) -> Self {
         Bound { share: 2e-6, ..Bound::new(storage, 0.0, false) }

@@ -77,6 +77,10 @@ pub trait Operation: Sized {
     fn n_eff_on(&self, _entry: &Entry, _dtype: Dtype) -> f64 {
         self.n_eff()
     }
+    /// What a result may err by there beyond the bound, of its largest value.
+    fn more_on(&self, _entry: &Entry, _dtype: Dtype, _name: &str) -> f64 {
+        0.0
+    }
     /// B and L.
     fn sizes(&self) -> [usize; 2];
     /// Which positions belong together; None where the operator knows no sequences.
@@ -197,7 +201,8 @@ impl<O: Operation> Checked<O> {
 
     fn bound(&self, place: Place<'_>, found: &Named) -> Bound {
         let terms = self.terms.iter().find(|(n, _)| *n == found.name).map_or(0.0, |(_, scale)| *scale);
-        found.bound(self.problem.n_eff_on(place.entry, place.dtype)).of_terms(terms)
+        let more = self.problem.more_on(place.entry, place.dtype, &found.name);
+        found.bound(self.problem.n_eff_on(place.entry, place.dtype)).and(more).of_terms(terms)
     }
 
     /// Packed, taken apart, with padding: the same bits by position, shared gradients within the bound.

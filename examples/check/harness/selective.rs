@@ -157,6 +157,10 @@ impl Operation for Selective {
         self.n_eff * entry.step_units(dtype, self.complex(), self.options)
     }
 
+    fn more_on(&self, entry: &Entry, dtype: Dtype, name: &str) -> f64 {
+        if matches!(name, "grad.B" | "grad.C") { entry.channel_sums(dtype, self.complex(), self.options) } else { 0.0 }
+    }
+
     fn sizes(&self) -> [usize; 2] {
         [self.u.dims[0], self.u.dims[1]]
     }

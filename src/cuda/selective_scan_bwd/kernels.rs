@@ -73,12 +73,19 @@ params! {
         along_c: i32,
         vary_b: i32,
         vary_c: i32,
+        /// Sixteens of states.
+        state_blocks: i32,
+        unused: i32,
         /// States before tiles of 16 steps.
         kept: i64,
         /// Tiles of a row in `kept`; 0 where they are counted by items, eight each.
         kept_row: i64,
+        /// Bytes from a tile's states to the next one's.
+        kept_step: i64,
         /// Items of a row, for blocks that take all of them.
         per_row: i64,
+        /// Sums over states of a block, where sixteen of them are taken at a time.
+        room: i64,
         /// Products of decays for gradients.
         decay: i64,
         initial: Strided<4>,
@@ -419,12 +426,8 @@ impl Kernel for Walk {
     fn shipped() -> Vec<Self> {
         let mut all = Vec::new();
         for types in Types::all() {
-            // In f32 up to 16 states are the tiles' part.
-            let fast: &[usize] = match (types.complex || types.wide, types.arith()) {
-                (true, _) => &[],
-                (false, 8) => &[4, 8, 16, 32],
-                (false, _) => &[8, 16, 32],
-            };
+            // In f32 that is the tiles' part.
+            let fast: &[usize] = if types.complex || types.wide || types.arith() == 4 { &[] } else { &[4, 8, 16, 32] };
             let kinds = fast.iter().map(|&lanes| (true, lanes)).chain([(false, 4), (false, 16)]);
             all.extend(kinds.flat_map(|(fast, lanes)| [true, false].map(|local| Walk { types, fast, lanes, local })));
         }
@@ -445,7 +448,7 @@ pub enum Kind {
     Back,
 }
 
-/// Euler's rule, real A, varying B and C, at most 16 states, in f32.
+/// Euler's rule, real A, varying B and C, in f32.
 #[derive(Debug, Clone, Copy)]
 pub struct Tiles {
     /// How u is stored.
@@ -454,6 +457,8 @@ pub struct Tiles {
     pub kind: Kind,
     /// Whether a block takes all items of a row.
     pub walk: bool,
+    /// More than sixteen states.
+    pub multi: bool,
 }
 
 impl Tiles {
@@ -461,11 +466,23 @@ impl Tiles {
     pub const CHANNELS: usize = 64;
     /// Steps of a tile.
     pub const STEPS: usize = 16;
-    /// States of a channel, at most.
+    /// States of a channel that are taken at a time.
     pub const STATES: usize = 16;
+    /// Bytes of a block's sums over states of an item: three quantities.
+    pub const ROOM: usize = 3 * CHUNK * Self::CHANNELS * 4;
 
     fn bytes(&self) -> usize {
         if self.storage == Dtype::F32 { 4 } else { 2 }
+    }
+
+    /// Channels of a thread.
+    fn channels(&self) -> usize {
+        1
+    }
+
+    /// Threads of a block: four lanes hold a channel's states.
+    pub fn threads(&self) -> usize {
+        Self::CHANNELS * 4 / self.channels()
     }
 
     /// Bytes of a raw buffer: time along, a channel's 16 steps are padded by 16 bytes.
@@ -520,13 +537,14 @@ impl Kernel for Tiles {
             Kind::Lambda => "lambda",
             Kind::Back => "back",
         };
-        format!("selective_scan_bwd_tiles_{}_f32_{kind}{}", self.storage.name(), if self.walk { "_walk" } else { "" })
+        let (walk, multi) = (if self.walk { "_walk" } else { "" }, if self.multi { "_multi" } else { "" });
+        format!("selective_scan_bwd_tiles_{}_f32_{kind}{walk}{multi}", self.storage.name())
     }
 
     fn vars(&self) -> Vars {
         let types = Types { storage: self.storage, complex: false, wide: false };
         let exact = self.storage == Dtype::F32;
-        let vars = types.vars().flag("walk", self.walk).text("RAW", if exact { "f32" } else { "b16" });
+        let vars = types.vars().flag("walk", self.walk).flag("multi", self.multi).text("RAW", if exact { "f32" } else { "b16" });
         let bytes = self.bytes();
         let numbers = [
             ("KIND", self.kind as usize),
@@ -535,12 +553,15 @@ impl Kernel for Tiles {
             ("NG", usize::from(matches!(self.kind, Kind::Lambda | Kind::Back))),
             ("SUB", 16),
             ("LSUB", 4),
-            ("THREADS", 128),
+            ("THREADS", self.threads()),
+            ("J", self.channels()),
+            ("NS", 4 * self.channels()),
+            ("SPLIT", if exact { 2 } else { 1 }),
             ("VE", 16 / bytes),
             ("LV", (4 * bytes).ilog2() as usize),
             ("LTB", bytes.ilog2() as usize),
             ("RAWSZ", self.raw()),
-            ("REGS", if self.kind == Kind::Back { 255 } else { 128 }),
+            ("REGS", if self.threads() == 128 && self.kind == Kind::Back { 255 } else { 128 }),
         ];
         let vars = numbers.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value));
         self.layout().0.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value))
@@ -556,7 +577,8 @@ impl Kernel for Tiles {
             (Kind::Back, true),
         ];
         let storage = STORAGE.into_iter().filter(|&s| s != Dtype::F64);
-        storage.flat_map(|storage| kinds.map(|(kind, walk)| Tiles { storage, kind, walk })).collect()
+        let each = |storage, multi| kinds.map(|(kind, walk)| Tiles { storage, kind, walk, multi });
+        storage.flat_map(|storage| [false, true].into_iter().flat_map(move |multi| each(storage, multi))).collect()
     }
 }
 

@@ -221,7 +221,9 @@ fn agrees<E: Engine>(engine: &E, storage: Dtype, of: &Problem, layout: Layout, c
     let got = if call == Call::Forward { forward_in(engine, storage, of, layout) } else { backward_in(engine, storage, of, layout) };
     for found in got.map_err(refused)? {
         let scale = scales.iter().find(|(n, _)| *n == found.name).map_or(0.0, |(_, s)| *s);
-        let bound = Bound::new(found.dtype, n_eff, found.name.starts_with("grad.")).of_terms(scale);
+        // ∂B and ∂C of 16-bit rows are sums over channels in tf32.
+        let channels = matches!(found.name, "grad.B" | "grad.C") && Cuda::sums_in_tf32(storage, of.complex(), of.options);
+        let bound = Bound::new(found.dtype, n_eff, found.name.starts_with("grad.")).and(if channels { 5e-4 } else { 0.0 }).of_terms(scale);
         wrong.extend(close(&found, &named(&want, found.name).array.data, bound).err());
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
