@@ -467,7 +467,7 @@ impl<'e> Run<'e> {
         let kernel = Tiles { storage: self.shape.types.storage, kind, walk, multi };
         // All but the gradients take states side by side.
         let states = if multi && kind != Kind::Back { self.shape.problem.dstate.div_ceil(Tiles::STATES) } else { 1 };
-        let mut grid = Grid::new(count * self.shape.blocks * states, kernel.threads() as u32);
+        let mut grid = Grid::new(count * self.shape.blocks * states, Tiles::THREADS as u32);
         grid.shared = kernel.shared() as u32;
         self.engine.run(&kernel, grid, &WalkParams { first: first as i64, ..*params })
     }

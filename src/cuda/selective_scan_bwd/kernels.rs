@@ -464,6 +464,8 @@ pub struct Tiles {
 impl Tiles {
     /// Channels of a block.
     pub const CHANNELS: usize = 64;
+    /// Threads of a block: four hold a channel's states.
+    pub const THREADS: usize = 256;
     /// Steps of a tile.
     pub const STEPS: usize = 16;
     /// States of a channel that are taken at a time.
@@ -473,16 +475,6 @@ impl Tiles {
 
     fn bytes(&self) -> usize {
         if self.storage == Dtype::F32 { 4 } else { 2 }
-    }
-
-    /// Channels of a thread.
-    fn channels(&self) -> usize {
-        1
-    }
-
-    /// Threads of a block: four lanes hold a channel's states.
-    pub fn threads(&self) -> usize {
-        Self::CHANNELS * 4 / self.channels()
     }
 
     /// Bytes of a raw buffer: time along, a channel's 16 steps are padded by 16 bytes.
@@ -508,7 +500,10 @@ impl Tiles {
             ("oVS", only(back, 24576)),
             ("oRED", only(back, 16384)),
             ("oRAW", operands * self.raw()),
-            ("oSTASH", only(back, 4096)),
+            ("oMB", only(self.kind != Kind::Lambda, 256 * self.bytes())),
+            ("oMC", only(operands > 2, 256 * self.bytes())),
+            // Twice where the states before a tile are asked for ahead of it; in f32 there is no room.
+            ("oSTASH", only(back, if self.storage == Dtype::F32 { 4096 } else { 8192 })),
             ("oLAM", only(back && self.walk, 4096)),
         ];
         let mut at = 0;
@@ -553,15 +548,15 @@ impl Kernel for Tiles {
             ("NG", usize::from(matches!(self.kind, Kind::Lambda | Kind::Back))),
             ("SUB", 16),
             ("LSUB", 4),
-            ("THREADS", self.threads()),
-            ("J", self.channels()),
-            ("NS", 4 * self.channels()),
+            ("THREADS", Self::THREADS),
+            ("RT", if self.kind == Kind::Back { 128 } else { Self::THREADS }),
+            ("PRE", usize::from(!exact)),
             ("SPLIT", if exact { 2 } else { 1 }),
             ("VE", 16 / bytes),
             ("LV", (4 * bytes).ilog2() as usize),
             ("LTB", bytes.ilog2() as usize),
             ("RAWSZ", self.raw()),
-            ("REGS", if self.threads() == 128 && self.kind == Kind::Back { 255 } else { 128 }),
+            ("REGS", 128),
         ];
         let vars = numbers.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value));
         self.layout().0.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value))
