@@ -417,7 +417,11 @@ fn many_states_take_several_passes() {
 
 #[test]
 fn repeats_and_regimes_and_batches_give_the_same_bits() {
-    let case = Case { dims: [3, 200, 9, 16], groups: [3, 1], ..Case::default() };
+    [16, 36].into_iter().for_each(same_bits);
+}
+
+fn same_bits(dstate: usize) {
+    let case = Case { dims: [3, 200, 9, dstate], groups: [3, 1], ..Case::default() };
     let problem = Problem::<f32, f32>::new(&case);
     let first = problem.run(&engine(Regime::Walk), 0x1ff, 1).numbers();
     assert!(first == problem.run(&engine(Regime::Walk), 0x1ff, 2).numbers(), "a repeat in other layouts");
@@ -468,6 +472,7 @@ fn packed_sequences_are_those_run_alone() {
     let case = Case { dims: [1, 300, 3, 16], ..Case::default() };
     packed::<f32, f32>(&case, &[0, 0, 7, 150, 150, 151, 300]);
     packed::<bf16, f32>(&case, &[0, 128, 256, 300]);
+    packed::<f16, f32>(&Case { dims: [1, 170, 2, 18], ..case.clone() }, &[0, 5, 140, 170]);
     packed::<f32, f32>(&Case { on: [true, true, true, true, false, false], ..case.clone() }, &[0, 100, 300]);
     packed::<f32, C32>(&Case { dims: [1, 140, 2, 3], rule: Rule::Zoh, ..case.clone() }, &[0, 3, 140]);
     packed::<f32, f32>(&Case { dims: [1, 0, 2, 3], ..case }, &[0, 0]);

@@ -272,7 +272,7 @@ impl Kernel for Plan {
 pub struct Walk {
     /// Types.
     pub types: Types,
-    /// Euler's rule, real, varying B and C: in registers.
+    /// Euler's rule, real, varying B and C, in f64: in registers.
     pub fast: bool,
     /// Lanes of a channel.
     pub lanes: usize,
@@ -297,7 +297,7 @@ impl Walk {
     /// For N states.
     pub fn new(types: Types, fast: bool, dstate: usize, local: bool) -> Self {
         let lanes = if fast {
-            dstate.div_ceil(if types.arith() == 8 { 2 } else { 4 }).next_power_of_two().clamp(4, 32)
+            dstate.div_ceil(2).next_power_of_two().clamp(4, 32)
         } else if dstate <= 4 {
             4
         } else {
@@ -318,11 +318,7 @@ impl Walk {
 
     /// States of a lane.
     fn states(&self) -> usize {
-        match (self.fast, self.types.arith()) {
-            (false, _) => 1,
-            (true, 8) => 2,
-            (true, _) => 4,
-        }
+        if self.fast { 2 } else { 1 }
     }
 
     /// Steps that are staged together.
@@ -337,13 +333,11 @@ impl Walk {
 
     /// Registers of a thread, at most. Left to itself the assembler bounds them so that a few spill.
     fn registers(&self) -> usize {
-        match (self.fast, self.local, self.lanes) {
-            (true, true, _) if self.types.arith() == 4 => 96,
-            (true, true, _) => 120,
-            (true, false, 4 | 8) if self.types.arith() == 4 => 152,
-            (true, false, _) => 240,
-            (false, true, _) => 128,
-            (false, false, _) => 168,
+        match (self.fast, self.local) {
+            (true, true) => 120,
+            (true, false) => 240,
+            (false, true) => 128,
+            (false, false) => 168,
         }
     }
 
@@ -675,6 +669,10 @@ mod tests {
         // What a block may ask for on the smallest card, compute capability 8.9.
         for walk in Walk::shipped() {
             assert!(walk.shared() <= 99 << 10, "{}: {} bytes", walk.entry(), walk.shared());
+        }
+        // With what tiles declare in their text.
+        for tiles in Tiles::shipped() {
+            assert!(tiles.shared() + 1632 <= 99 << 10, "{}: {} bytes", tiles.entry(), tiles.shared());
         }
     }
 }
