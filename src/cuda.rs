@@ -172,9 +172,10 @@ impl Cuda {
         self.driver.time(&mut work)
     }
 
-    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or to end; waits for the device.
-    pub fn profile(&self, on: bool) -> Result<(), Error> {
-        self.driver.profile(on)
+    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or with None to end; waits for the
+    /// device. An NVTX range of this name is opened and closed where libnvToolsExt is found.
+    pub fn profile(&self, range: Option<&str>) -> Result<(), Error> {
+        self.driver.profile(range)
     }
 
     /// A buffer of `len` arbitrary elements.
