@@ -255,7 +255,13 @@ pub(crate) fn run_fwd<R: Lanes>(k: Kernels, case: &Case) -> (Vec<f64>, Vec<C64>)
     let mut h = StagedPlanes::<R>::new(&case.h, case.complex);
     let mut out = Staged::<R>::new(case.steps * case.lanes);
     let mut scratch = Staged::<R>::new(fwd_scratch(case.lanes));
-    k.selective_scan_fwd(SelectiveFwd { tile: staged.tile(case), h: h.get_mut(), out: Some(out.get()), scratch: scratch.get(), ahead: &[] });
+    k.selective_scan_fwd(SelectiveFwd {
+        tile: staged.tile(case),
+        h: h.get_mut(),
+        out: Some(out.get()),
+        scratch: scratch.get(),
+        ahead: &[],
+    });
     (out.get().iter().map(|x| x.to_f64()).collect(), h.numbers())
 }
 

@@ -183,9 +183,7 @@ impl<'e, E: Element + 'e, R: Lanes, I: Iterator<Item = &'e [E]>> Op<R> for Lines
                 }
                 // Eight columns of one block at once; what lies beside the last column is padding.
                 let whole = if width.is_multiple_of(8) { rows / 8 * 8 } else { 0 };
-                let from: [&[R]; 8] = [
-                    &staged[0], &staged[1], &staged[2], &staged[3], &staged[4], &staged[5], &staged[6], &staged[7],
-                ];
+                let from: [&[R]; 8] = [&staged[0], &staged[1], &staged[2], &staged[3], &staged[4], &staged[5], &staged[6], &staged[7]];
                 for r in (0..whole).step_by(8) {
                     let at = self.blocks.at(col / width, first + r) + col % width;
                     zero.transpose(from, r, &mut self.into[at..], width);

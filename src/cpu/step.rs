@@ -27,7 +27,8 @@ fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent,
 }
 
 fn task_bytes<R>(extent: Extent) -> usize {
-    let tiles = extent.staged_bytes::<R>() + extent.states_bytes::<R>() + extent.steps_bytes::<R>() + bytes_of::<R>(fwd_scratch(extent.lanes));
+    let tiles =
+        extent.staged_bytes::<R>() + extent.states_bytes::<R>() + extent.steps_bytes::<R>() + bytes_of::<R>(fwd_scratch(extent.lanes));
     tiles.max(row_bytes::<R>(extent))
 }
 

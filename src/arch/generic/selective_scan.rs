@@ -212,7 +212,11 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V,
             ahead.part(zero);
             for ((((dt, du), y), b), c) in dt.iter().zip(du).zip(y).zip(b.chunks(dstate)).zip(c.chunks(dstate)) {
                 let (b, c) = (&b[self.n..self.n + NB], &c[self.n..self.n + NB]);
-                *y = if first { Self::step::<true>(&a, &mut h, [*dt, *du, *y], b, c) } else { Self::step::<false>(&a, &mut h, [*dt, *du, *y], b, c) };
+                *y = if first {
+                    Self::step::<true>(&a, &mut h, [*dt, *du, *y], b, c)
+                } else {
+                    Self::step::<false>(&a, &mut h, [*dt, *du, *y], b, c)
+                };
                 first = false;
             }
         }
@@ -454,7 +458,13 @@ mod tests {
                 let mut staged = StagedCase::<f32>::new(&tail);
                 let mut h = StagedPlanes::<f32>::new(&tail.h, tail.complex);
                 let mut scratch = Staged::<f32>::new(fwd_scratch(row));
-                k.selective_scan_fwd(SelectiveFwd { tile: staged.tile(&tail), h: h.get_mut(), out: None, scratch: scratch.get(), ahead: &[] });
+                k.selective_scan_fwd(SelectiveFwd {
+                    tile: staged.tile(&tail),
+                    h: h.get_mut(),
+                    out: None,
+                    scratch: scratch.get(),
+                    ahead: &[],
+                });
                 assert_eq!(h.numbers(), end);
             }
         }

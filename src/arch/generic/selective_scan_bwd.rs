@@ -375,13 +375,7 @@ impl<V: Vector> Back<Re<V>> for Fast {
 
 /// ∂y = ∂out·silu(z), and ∂out·silu'(z) to `through_gate`.
 #[inline(always)]
-fn output_gradients<V: Vector>(
-    zero: V,
-    tile: &SelectiveTile<'_, V::Real>,
-    grad_out: &[V],
-    grad_y: &mut [V],
-    through_gate: &mut [V],
-) {
+fn output_gradients<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, grad_out: &[V], grad_y: &mut [V], through_gate: &mut [V]) {
     match tile.z {
         Some(z) => {
             let z = rows(zero, z, tile.steps);
@@ -504,7 +498,8 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
         }
     }
     let grad_z = args.grad_z.map(|grad| rows_mut(zero, grad, count));
-    let (grad_d, grad_bias) = zero.outline(PerStep { tile: &tile, through_gate, grad_y, decay, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
+    let (grad_d, grad_bias) =
+        zero.outline(PerStep { tile: &tile, through_gate, grad_y, decay, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
     if let Some(to) = args.grad_d {
         rows_mut(zero, to, 1)[0] = grad_d;
     }

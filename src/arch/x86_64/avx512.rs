@@ -193,8 +193,22 @@ vector! {
 
 /// The bits of 2^(j/16), rounded, less j·2^19: the bits of a number that has n + j/16 in its lowest bits, shifted by 19, are added.
 const ROOTS: [i32; 16] = [
-    0x3f80_0000, 0x3f7d_aac3, 0x3f7b_95c2, 0x3f79_c3d3, 0x3f78_37f0, 0x3f76_f532, 0x3f75_fed7, 0x3f75_583f, 0x3f75_04f3, 0x3f75_08a4,
-    0x3f75_672a, 0x3f76_248c, 0x3f77_44fd, 0x3f78_ccdf, 0x3f7a_c0c7, 0x3f7d_257d,
+    0x3f80_0000,
+    0x3f7d_aac3,
+    0x3f7b_95c2,
+    0x3f79_c3d3,
+    0x3f78_37f0,
+    0x3f76_f532,
+    0x3f75_fed7,
+    0x3f75_583f,
+    0x3f75_04f3,
+    0x3f75_08a4,
+    0x3f75_672a,
+    0x3f76_248c,
+    0x3f77_44fd,
+    0x3f78_ccdf,
+    0x3f7a_c0c7,
+    0x3f7d_257d,
 ];
 
 /// 1.5·2^19: added to a number below 2^18, the sum's lowest bits are sixteenths.
