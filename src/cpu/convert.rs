@@ -9,11 +9,19 @@ use crate::arch::{Kernels, Lanes};
 use crate::element::{Dtype, Element};
 use crate::view::RowsMut;
 
+/// Copies numbers, eight at a time, without a call.
+#[inline(always)]
+fn copy<R: Copy>(from: &[R], to: &mut [R]) {
+    let ((from, rest), (to, last)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+}
+
 /// Numbers of type `E` to as many of type `R`.
 #[inline(always)]
 fn load<V: Vector, E: Element>(zero: V, from: &[E], to: &mut [V::Real]) {
     if const { matches!((E::DTYPE, <V::Real as Element>::DTYPE), (Dtype::F32, Dtype::F32) | (Dtype::F64, Dtype::F64)) } {
-        to.copy_from_slice(cast_slice(from));
+        copy(cast_slice::<E, V::Real>(from), to);
     } else if const { matches!((E::DTYPE, <V::Real as Element>::DTYPE), (Dtype::F16, Dtype::F32)) } {
         zero.load_f16(cast_slice(from), to);
     } else if const { matches!((E::DTYPE, <V::Real as Element>::DTYPE), (Dtype::Bf16, Dtype::F32)) } {
@@ -29,7 +37,7 @@ fn load<V: Vector, E: Element>(zero: V, from: &[E], to: &mut [V::Real]) {
 #[inline(always)]
 fn store<V: Vector, E: Element>(zero: V, from: &[V::Real], to: &mut [E]) {
     if const { matches!((E::DTYPE, <V::Real as Element>::DTYPE), (Dtype::F32, Dtype::F32) | (Dtype::F64, Dtype::F64)) } {
-        to.copy_from_slice(cast_slice(from));
+        copy(from, cast_slice_mut::<E, V::Real>(to));
     } else if const { matches!((E::DTYPE, <V::Real as Element>::DTYPE), (Dtype::F16, Dtype::F32)) } {
         zero.store_f16(from, cast_slice_mut(to));
     } else if const { matches!((E::DTYPE, <V::Real as Element>::DTYPE), (Dtype::Bf16, Dtype::F32)) } {
