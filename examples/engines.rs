@@ -7,12 +7,13 @@ mod common;
 use std::process::ExitCode;
 
 use selective_scan::arch::Isa;
+use selective_scan::element::Dtype;
 use selective_scan::plan::{Machine, Plan, Problem};
 use selective_scan::scan::ScanProblem;
 use selective_scan::selective::{SelectiveOptions, SelectiveProblem};
 
 const HELP: &str = "\
-Shows the instruction sets and threads of this machine, and which engine the planner picks for a problem.
+Shows the instruction sets, the threads and the GPU of this machine, and which engine the planner picks for a problem.
 
     cargo run --release --example engines -- [OPTIONS]
 
@@ -20,36 +21,47 @@ Shows the instruction sets and threads of this machine, and which engine the pla
     --seqlen N   steps; 1 is a decode step; 2048 by default
     --dim N      channels, 1536 by default
     --dstate N   states a channel, 16 by default; 0 plans the plain recurrence of layer 1
+    --type T     how inputs are stored, f32, f64, f16 or bf16; f32 by default; a GPU's plan depends on it
+    --multiprocessors N   plans for a GPU of so many, which need not be there
     --help       this text
 
 The environment variable SELECTIVE_SCAN_ISA=portable|neon|avx2|avx512 caps the instruction sets.
 Exit status: 0, or 2 where the command line or that variable is wrong.";
 
-/// The sizes of the problem: B, L, D, N.
-struct Sizes([usize; 4]);
+/// What is asked.
+struct Asked {
+    /// B, L, D, N.
+    sizes: [usize; 4],
+    input: Dtype,
+    multiprocessors: Option<u32>,
+}
 
-impl Sizes {
+impl Asked {
     /// Reads the command line; None where help was asked for. `Err` is one sentence.
-    fn parse(given: Vec<String>) -> Result<Option<Sizes>, String> {
+    fn parse(given: Vec<String>) -> Result<Option<Asked>, String> {
         let mut given = given.into_iter();
-        let mut sizes = [1, 2048, 1536, 16];
+        let mut asked = Asked { sizes: [1, 2048, 1536, 16], input: Dtype::F32, multiprocessors: None };
         while let Some(option) = given.next() {
-            let at = match option.as_str() {
-                "--batch" => 0,
-                "--seqlen" => 1,
-                "--dim" => 2,
-                "--dstate" => 3,
+            let names = ["--batch", "--seqlen", "--dim", "--dstate"];
+            match option.as_str() {
                 "--help" | "-h" => return Ok(None),
-                _ => return Err(format!("{option} is not an option")),
-            };
-            let value = given.next().ok_or_else(|| format!("{option} wants a number"))?;
-            sizes[at] = value.parse().map_err(|_| format!("{option} wants a number, not `{value}`"))?;
+                "--type" => {
+                    let types = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16];
+                    let named = given.next().and_then(|name| types.into_iter().find(|t| t.name() == name));
+                    asked.input = named.ok_or("--type wants f32, f64, f16 or bf16")?;
+                }
+                "--multiprocessors" => asked.multiprocessors = Some(number(&option, given.next())?),
+                name => {
+                    let at = names.iter().position(|n| *n == name).ok_or_else(|| format!("{option} is not an option"))?;
+                    asked.sizes[at] = number(&option, given.next())?;
+                }
+            }
         }
-        if sizes[2] == 0 { Err("--dim wants at least one channel".into()) } else { Ok(Some(Sizes(sizes))) }
+        if asked.sizes[2] == 0 { Err("--dim wants at least one channel".into()) } else { Ok(Some(asked)) }
     }
 
     fn problem(&self) -> Problem {
-        let [batch, seqlen, dim, dstate] = self.0;
+        let [batch, seqlen, dim, dstate] = self.sizes;
         if dstate == 0 {
             return Problem::Scan(ScanProblem { batch, seqlen, dim });
         }
@@ -58,36 +70,50 @@ impl Sizes {
     }
 }
 
-/// The GPU, how it multiplies, and how it would run the problem.
+fn number<T: std::str::FromStr>(option: &str, value: Option<String>) -> Result<T, String> {
+    let value = value.ok_or_else(|| format!("{option} wants a number"))?;
+    value.parse().map_err(|_| format!("{option} wants a number, not `{value}`"))
+}
+
+/// The GPU and how it multiplies.
 #[cfg(feature = "cuda")]
-fn gpu(sizes: &Sizes) {
-    use selective_scan::cuda::Cuda;
-    let engine = match Cuda::new(0) {
+fn gpu(engine: &Result<selective_scan::cuda::Cuda, selective_scan::Error>) {
+    let engine = match engine {
         Ok(engine) => engine,
         Err(why) => return say!("gpu         none: {why}"),
     };
     let card = engine.properties();
     let (major, minor) = card.capability;
     say!(
-        "gpu         {}, compute capability {major}.{minor}, driver for CUDA {}.{}",
+        "gpu         {}, {} multiprocessors, compute capability {major}.{minor}, driver for CUDA {}.{}",
         card.name,
+        card.multiprocessors,
         card.driver / 1000,
         card.driver % 1000 / 10
     );
     say!("products    {}", engine.products_line());
-    let regime = match sizes.problem() {
-        Problem::Selective(problem) => engine.selective_regime(&problem),
-        Problem::Scan(problem) => engine.scan_regime(problem),
+}
+
+/// How a GPU runs the problem: that of this machine, or one that is described.
+#[cfg(feature = "cuda")]
+fn gpu_plan(asked: &Asked, engine: &Result<selective_scan::cuda::Cuda, selective_scan::Error>) {
+    use selective_scan::plan::{Call, Gpu};
+    let call = Call { input: asked.input, ..Call::default() };
+    let (what, plan) = match (asked.multiprocessors, engine) {
+        (Some(multiprocessors), _) => {
+            let gpu = Gpu { multiprocessors, capability: (9, 0) };
+            (format!("a gpu of {multiprocessors} multiprocessors"), Plan::on_gpu(asked.problem(), call, &gpu))
+        }
+        (None, Ok(engine)) => ("the gpu".into(), Plan::by_cuda(asked.problem(), call, engine)),
+        (None, Err(_)) => return,
     };
-    say!("on the gpu  {regime:?}: {}", regime.why());
+    say!("\non {what}, where tensors are there, real and stored as {}:", asked.input.name());
+    say!("{plan}");
 }
 
-#[cfg(not(feature = "cuda"))]
-fn gpu(_sizes: &Sizes) {
-    say!("gpu         not looked for: this build is without the feature `cuda`");
-}
-
-fn show(sizes: &Sizes, machine: &Machine) {
+fn show(asked: &Asked, machine: &Machine) {
+    #[cfg(feature = "cuda")]
+    let engine = selective_scan::cuda::Cuda::new(0);
     say!("instruction sets");
     for isa in Isa::ALL {
         let state = match (isa.is_available(), machine.isas.contains(&isa)) {
@@ -99,19 +125,28 @@ fn show(sizes: &Sizes, machine: &Machine) {
         say!("  {:<9} {state}", isa.name());
     }
     say!("threads     {}", machine.threads);
-    gpu(sizes);
+    #[cfg(feature = "cuda")]
+    gpu(&engine);
+    #[cfg(not(feature = "cuda"))]
+    say!("gpu         not looked for: this build is without the feature `cuda`");
     say!("engines     naive (the specification), blelloch (a tree over time), cpu (fused SIMD), cuda (PTX, with its feature)");
-    let [batch, seqlen, dim, dstate] = sizes.0;
+    let [batch, seqlen, dim, dstate] = asked.sizes;
     say!(
         "\nfor B = {batch}, L = {seqlen}, D = {dim}, {}:",
         if dstate == 0 { "a plain recurrence".into() } else { format!("N = {dstate}") }
     );
-    say!("{}", Plan::new(sizes.problem(), machine));
+    say!("{}", Plan::new(asked.problem(), machine));
+    #[cfg(feature = "cuda")]
+    gpu_plan(asked, &engine);
+    #[cfg(not(feature = "cuda"))]
+    if asked.multiprocessors.is_some() {
+        say!("\na gpu's plan wants the feature `cuda`");
+    }
 }
 
 fn main() -> ExitCode {
-    let sizes = match common::words().and_then(Sizes::parse) {
-        Ok(Some(sizes)) => sizes,
+    let asked = match common::words().and_then(Asked::parse) {
+        Ok(Some(asked)) => asked,
         Ok(None) => {
             say!("{HELP}");
             return ExitCode::SUCCESS;
@@ -123,7 +158,7 @@ fn main() -> ExitCode {
     };
     match Machine::here() {
         Ok(machine) => {
-            show(&sizes, &machine);
+            show(&asked, &machine);
             ExitCode::SUCCESS
         }
         Err(why) => {

@@ -7,8 +7,12 @@
 //! Everything runs on one stream, the caller's where the engine was made by [`Cuda::on`], in order; calls return before the device is done,
 //! and copies to the host wait. The calls of the engine's traits neither allocate nor synchronise after their first use of a kernel, so they can be captured ([`Cuda::capture`]).
 //!
-//! Results are the same bits on every repeat, on every card, and whatever else is in the batch: no atomics on floating-point numbers, and
-//! sums in an order that depends on a row's own sizes only.
+//! Results are the same bits on every repeat and whatever else is in the batch: no atomics on floating-point numbers, and sums in an order that depends
+//! on a row's own sizes only, never on how many multiprocessors there are. Between generations of cards bits may differ where the maker promises a bound of the
+//! error only, or nothing: the hardware's approximations of 2^x (with 16-bit storage) and of 1/x, and the tensor cores, which sum inside an instruction in an order
+//! that is not specified: products of 16-bit storage ([`Products::Plain`]) run on them, and with these blocks and models in 16 bits. Products by
+//! cuBLASLt ([`Products::CublasLt`]) have bits of their own: the library picks an algorithm by its version, the card, layouts and the number of rows, so a row's bits there may depend on how
+//! many rows there are. It is kept once picked, and repeats are the same bits.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,12 +22,16 @@ use bytemuck::Pod;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 
 use crate::error::Error;
+use crate::regime::{Call, Gpu, Reason};
+use crate::scan::ScanProblem;
+use crate::selective::SelectiveProblem;
 use crate::view::{Device, View, ViewMut};
 
 mod adamw;
 mod argmax;
 mod cast;
 mod causal_conv1d;
+mod ceilings;
 mod chunks;
 mod cross_entropy;
 #[cfg(feature = "cublaslt")]
@@ -49,7 +57,9 @@ mod sum;
 pub mod template;
 pub mod variants;
 
+pub use crate::regime::Regime;
 pub use adamw::{AdamWArgs, AdamWStep};
+pub use ceilings::Ceilings;
 pub use cross_entropy::Targets;
 pub use graph::Graph;
 #[cfg(feature = "model")]
@@ -58,25 +68,6 @@ pub use linear::{Products, ProductsLine};
 pub use memory::DeviceBuffer;
 
 use driver::{Driver, Function, Properties};
-
-/// How a scan runs. Both give the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Regime {
-    /// A thread walks a row's time with its states in registers: for many rows.
-    Walk,
-    /// Time is cut into carry chunks that blocks take side by side: for few rows.
-    Split,
-}
-
-impl Regime {
-    /// Why it is chosen, in a few words.
-    pub fn why(self) -> &'static str {
-        match self {
-            Regime::Walk => "the rows fill the card, or are short; each walks its time with its states in registers",
-            Regime::Split => "the rows alone would leave the card idle; time is cut into chunks that run side by side",
-        }
-    }
-}
 
 /// The engine. Clones share the context, the stream and the compiled kernels.
 #[derive(Clone)]
@@ -92,6 +83,16 @@ impl core::fmt::Debug for Cuda {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "Cuda({})", self.driver.properties().name)
     }
+}
+
+/// How a recurrence runs on a card, and why. Calls go by the same function, and no bit depends on it.
+pub(crate) fn scan_reason(problem: ScanProblem, call: Call, gpu: &Gpu) -> Reason {
+    scan::planned(problem, call, gpu)
+}
+
+/// The same for a selective scan.
+pub(crate) fn selective_reason(problem: &SelectiveProblem, call: Call, gpu: &Gpu) -> Reason {
+    if call.backward { Reason::Chunks } else { selective_scan_fwd::planned(problem, call, gpu) }
 }
 
 /// How many GPUs there are. An `Err` where there is no driver.
@@ -129,15 +130,21 @@ impl Cuda {
         &*self.driver
     }
 
-    /// The same engine with its scans run in one way, or as the planner chooses where `None`. No bit depends on it.
+    /// The same engine with its scans run in one way, or as the planner's rule chooses where `None`. No bit depends on it.
     pub fn with_regime(mut self, regime: Option<Regime>) -> Self {
         self.regime = regime;
         self
     }
 
-    /// How a forward selective scan of whole rows, real and in f32, runs; no bit depends on it.
-    pub fn selective_regime(&self, problem: &crate::selective::SelectiveProblem) -> Regime {
-        selective_scan_fwd::planned(self, problem)
+    /// The card as planners see it.
+    pub fn gpu(&self) -> Gpu {
+        let Properties { multiprocessors, capability, .. } = *self.properties();
+        Gpu { multiprocessors, capability }
+    }
+
+    /// The rule's reason, or that of whoever made this engine.
+    pub(crate) fn settle(&self, reason: Reason) -> Reason {
+        reason.or_asked(self.regime)
     }
 
     /// What the card is.
@@ -153,6 +160,11 @@ impl Cuda {
     /// Time on the device that `work` takes.
     pub fn time(&self, mut work: impl FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
         self.driver.time(&mut work)
+    }
+
+    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or to end; waits for the device.
+    pub fn profile(&self, on: bool) -> Result<(), Error> {
+        self.driver.profile(on)
     }
 
     /// A buffer of `len` arbitrary elements.

@@ -12,7 +12,7 @@
 //!    associative operator ([`ops::Monoid`]).
 //! 2. [`selective::SelectiveScan`]: the formulas above, their gradients, and the decode step; packed sequences
 //!    ([`sequences::Sequences`]), real or complex A, three rules of discretisation ([`ops::Rule`]).
-//! 3. [`layers`]: causal depthwise convolution, RMSNorm with a residual stream, linear, and elementwise copies, zeros and sums.
+//! 3. [`layers`]: causal depthwise convolution, RMSNorm with a residual stream and a gate, linear, and elementwise copies, zeros and sums.
 //! 4. [`block`]: the whole Mamba block, forward and backward, prefill and step, in the memory of its engine.
 //! 5. `model`, with the feature of that name: stacks of blocks in the published layout, training, generation.
 //!
@@ -42,6 +42,7 @@ pub mod naive;
 pub mod ops;
 pub mod par;
 pub mod plan;
+mod regime;
 pub mod scan;
 pub mod selective;
 pub mod sequences;

@@ -2,6 +2,9 @@
 //!
 //! Engines have no opinion on when they should run; this is the one place that has. Whoever wants another engine takes it
 //! directly: every engine computes every problem.
+//!
+//! A plan on the host is for tensors in the host's memory, [`Plan::new`]; one on a GPU for tensors that are there, [`Plan::on_gpu`]: nothing is moved
+//! from one to the other on a planner's word. The GPU engine asks the same rules, so what a plan says is what runs.
 
 use core::fmt;
 
@@ -10,6 +13,7 @@ use crate::blelloch::Blelloch;
 use crate::cpu::Cpu;
 use crate::error::Error;
 use crate::par::Par;
+pub use crate::regime::{Call, Gpu, Reason, Regime};
 use crate::scan::ScanProblem;
 use crate::selective::SelectiveProblem;
 
@@ -64,6 +68,8 @@ pub enum Choice {
     Blelloch,
     /// [`Cpu`] with this instruction set.
     Cpu(Isa),
+    /// `Cuda`, walking time or with time split.
+    Cuda(Regime),
 }
 
 /// A choice and its reason.
@@ -87,6 +93,17 @@ impl Problem {
             Problem::Selective(SelectiveProblem { batch, states, seqlen, dim, dstate, .. }) => {
                 (batch.max(states).saturating_mul(dim), seqlen, dstate)
             }
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Problem {
+    /// The rule of the GPU engine.
+    fn reason(self, call: Call, gpu: &Gpu) -> Reason {
+        match self {
+            Problem::Scan(problem) => crate::cuda::scan_reason(problem, call, gpu),
+            Problem::Selective(problem) => crate::cuda::selective_reason(&problem, call, gpu),
         }
     }
 }
@@ -116,6 +133,24 @@ impl Plan {
         Plan { choice, threads, engine_why, threads_why }
     }
 
+    /// Plans a problem for a GPU.
+    #[cfg(feature = "cuda")]
+    pub fn on_gpu(problem: Problem, call: Call, gpu: &Gpu) -> Plan {
+        Plan::because(problem.reason(call, gpu))
+    }
+
+    /// How this engine runs a problem: as its card asks for, or as it was told.
+    #[cfg(feature = "cuda")]
+    pub fn by_cuda(problem: Problem, call: Call, engine: &crate::cuda::Cuda) -> Plan {
+        Plan::because(engine.settle(problem.reason(call, &engine.gpu())))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn because(reason: Reason) -> Plan {
+        let threads_why = "the calling thread launches".to_string();
+        Plan { choice: Choice::Cuda(reason.regime()), threads: 1, engine_why: reason.to_string(), threads_why }
+    }
+
     /// Who runs the parts.
     pub fn par(&self) -> Par {
         if self.threads > 1 { Par::default() } else { Par::Seq }
@@ -125,7 +160,7 @@ impl Plan {
     pub fn cpu(&self) -> Option<Result<Cpu, Error>> {
         match self.choice {
             Choice::Cpu(isa) => Some(Cpu::new().with_par(self.par()).with_isa(isa)),
-            Choice::Blelloch => None,
+            Choice::Blelloch | Choice::Cuda(_) => None,
         }
     }
 
@@ -140,12 +175,17 @@ impl fmt::Display for Choice {
         match self {
             Choice::Blelloch => write!(f, "blelloch"),
             Choice::Cpu(isa) => write!(f, "cpu, {}", isa.name()),
+            Choice::Cuda(Regime::Walk) => write!(f, "cuda, walking"),
+            Choice::Cuda(Regime::Split) => write!(f, "cuda, split"),
         }
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Choice::Cuda(_) = self.choice {
+            return write!(f, "{}\n  engine:  {}", self.choice, self.engine_why);
+        }
         let plural = if self.threads == 1 { "" } else { "s" };
         writeln!(f, "{}, {} thread{plural}", self.choice, self.threads)?;
         writeln!(f, "  engine:  {}", self.engine_why)?;
@@ -198,6 +238,40 @@ mod tests {
     fn a_plan_says_why() {
         let text = Plan::new(selective(1, 2048, 1536, 16), &machine(4)).to_string();
         assert!(text.starts_with("cpu, avx2, 4 threads") && text.contains("50331648 elements"), "{text}");
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_gpu_walks_many_rows_and_splits_the_time_of_few() {
+        let h100 = Gpu { multiprocessors: 132, capability: (9, 0) };
+        let chosen = |problem, gpu| Plan::on_gpu(problem, Call::default(), gpu).choice;
+        let [walk, split] = [Regime::Walk, Regime::Split].map(Choice::Cuda);
+        assert_eq!(chosen(selective(8, 2048, 2048, 16), &h100), walk);
+        assert_eq!(chosen(selective(1, 8192, 2048, 16), &h100), split);
+        // A step, or a few of them, is walked on any card.
+        assert_eq!(chosen(selective(1, 1, 16, 16), &h100), walk);
+        assert_eq!(chosen(selective(0, 0, 16, 16), &h100), walk);
+        // What leaves a large card idle fills a small one.
+        let small = Gpu { multiprocessors: 8, capability: (8, 9) };
+        assert_eq!(chosen(selective(1, 8192, 2048, 16), &small), walk);
+        // Ids are walked, and so are more states than lanes hold.
+        let ids = Call { seq_idx: true, ..Call::default() };
+        assert_eq!(Plan::on_gpu(selective(1, 8192, 2048, 16), ids, &h100).choice, walk);
+        assert_eq!(chosen(selective(1, 8192, 16, 4096), &h100), walk);
+        let scan = |batch, seqlen, dim| Problem::Scan(ScanProblem { batch, seqlen, dim });
+        assert_eq!(chosen(scan(8, 8192, 1536), &h100), walk);
+        assert_eq!(chosen(scan(1, 1 << 20, 4), &h100), split);
+        assert_eq!(chosen(scan(usize::MAX, usize::MAX, 4), &h100), walk);
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_plan_on_a_gpu_says_why() {
+        let gpu = Gpu { multiprocessors: 132, capability: (9, 0) };
+        let plan = Plan::on_gpu(selective(1, 8192, 2048, 16), Call::default(), &gpu);
+        let text = plan.to_string();
+        assert!(text.starts_with("cuda, split\n") && text.contains("leave the card idle"), "{text}");
+        assert!(plan.cpu().is_none() && plan.blelloch().is_none());
     }
 
     #[test]

@@ -14,8 +14,8 @@
 //! [δ | B | C] and y, 4D + R + 2N numbers a position. Backward makes Δ anew (a product of rank R) and the scan recomputes its
 //! states, so nothing of size B·L·D·N exists.
 //!
-//! What is bit-equal: everything but the linear layers does not depend on what else is in the batch; a matrix product may pick its
-//! order of summation by its number of rows.
+//! What is bit-equal: a row's results do not depend on what else is in the batch, but for products by cuBLASLt, which may pick their
+//! order of summation by the number of rows.
 
 // The field's names are kept: A, B, C and D are not a, b, c and d.
 #![allow(non_snake_case)]

@@ -75,6 +75,12 @@ pub trait Driver: Send + Sync {
     /// Time on the device that `work` takes on this stream.
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error>;
 
+    /// Tells profilers that wait for it to begin or to end, after what was asked for so far.
+    fn profile(&self, on: bool) -> Result<(), Error> {
+        let _ = on;
+        Ok(())
+    }
+
     /// Runs launches that a library makes by itself on this stream.
     fn launches(&self, work: &mut dyn FnMut() -> Result<bool, Error>) -> Result<bool, Error> {
         work()
@@ -217,6 +223,11 @@ impl Driver for Gated {
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
         let _call = self.call();
         self.driver.time(work)
+    }
+
+    fn profile(&self, on: bool) -> Result<(), Error> {
+        let _call = self.call();
+        self.driver.profile(on)
     }
 
     fn launches(&self, work: &mut dyn FnMut() -> Result<bool, Error>) -> Result<bool, Error> {

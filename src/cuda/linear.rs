@@ -1,7 +1,8 @@
 //! Linear on the GPU: by the plain kernels, or by cuBLASLt where the feature `cublaslt` is on and the library is there.
 //!
 //! The plain kernels sum in one order whatever the number of rows, so a row's bits do not depend on the others. cuBLASLt's may: it has
-//! another kernel for another number of rows; for equal sizes and layouts its bits are the same on every repeat.
+//! another kernel for another number of rows; for equal sizes and layouts its bits are the same on every repeat. In 16-bit storage both
+//! use the tensor cores, whose order inside an instruction is not specified: those bits are of one generation of cards.
 
 mod kernels;
 mod products;

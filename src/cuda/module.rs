@@ -205,6 +205,12 @@ impl Driver for Context {
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 
+    fn profile(&self, on: bool) -> Result<(), Error> {
+        self.synchronize()?;
+        let told = if on { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
+        told.map_err(|e| fault("telling the profiler", e))
+    }
+
     fn handles(&self) -> Option<(u64, u64)> {
         Some((self.stream.context().cu_ctx() as u64, self.stream.cu_stream() as u64))
     }

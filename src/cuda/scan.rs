@@ -11,16 +11,17 @@ use super::{Cuda, Regime};
 use crate::buffer::Workspace;
 use crate::element::{Dtype, Element};
 use crate::error::Error;
+use crate::regime::{Call, Gpu, Reason};
 use crate::scan::{Scan, ScanBwd, ScanFwd, ScanProblem};
 use crate::view::{Device, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
 /// Warps of a block that takes a row, at most.
 const WARPS: usize = 4;
-/// Rows from which on they fill a card without a split.
-const FULL_ROWS: usize = 2048;
-/// Segments below which a split does not pay.
-const FEW_SEGMENTS: usize = 8;
+/// Rows a multiprocessor from which on they fill a card without a split.
+const FULL_ROWS: usize = 16;
+/// Segments up to which a split does not pay.
+const FEW_SEGMENTS: usize = 7;
 
 /// An element type as templates see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -323,18 +324,29 @@ fn address<T: Copy>(piece: &ViewMut<'_, T, 2, Device>) -> u64 {
     strided_mut::<T, 2, 3>(piece)[0] as u64
 }
 
-impl Cuda {
-    /// How a plain recurrence of real f32 numbers runs; no bit depends on it.
-    pub fn scan_regime(&self, problem: ScanProblem) -> Regime {
-        if self.scan_splits(problem, Kind(Dtype::F32)) { Regime::Split } else { Regime::Walk }
-    }
+/// How it runs on a card, and why; no bit depends on it.
+fn reason(problem: ScanProblem, kind: Kind, gpu: &Gpu) -> Reason {
+    // A warp takes a row.
+    let rows = problem.batch.saturating_mul(problem.dim);
+    let [walkers, from] = [rows, FULL_ROWS * gpu.multiprocessors as usize].map(|warps| warps.saturating_mul(32));
+    Reason::of(walkers, from, problem.seqlen, FEW_SEGMENTS * 32 * kind.run())
+}
 
+/// The same, for planners.
+pub(super) fn planned(problem: ScanProblem, call: Call, gpu: &Gpu) -> Reason {
+    let kind = Kind(match (call.input, call.complex) {
+        (Dtype::F32, true) => Dtype::C32,
+        (Dtype::F64, true) => Dtype::C64,
+        (Dtype::F16, true) => Dtype::Cf16,
+        (Dtype::Bf16, true) => Dtype::Cbf16,
+        (real, _) => real,
+    });
+    reason(problem, kind, gpu)
+}
+
+impl Cuda {
     fn scan_splits(&self, problem: ScanProblem, kind: Kind) -> bool {
-        let rows = problem.batch.saturating_mul(problem.dim);
-        match self.regime {
-            Some(regime) => regime == Regime::Split,
-            None => rows < FULL_ROWS && kind.segments(problem.seqlen) >= FEW_SEGMENTS,
-        }
+        self.settle(reason(problem, kind, &self.gpu())).regime() == Regime::Split
     }
 
     /// Bytes of `count` numbers for each segment.

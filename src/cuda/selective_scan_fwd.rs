@@ -14,7 +14,8 @@ use crate::buffer::Workspace;
 use crate::element::{Dtype, Input, Weight};
 use crate::error::Error;
 use crate::ops::Rule;
-use crate::selective::{SelectiveFwd, SelectiveProblem};
+use crate::regime::{Call, Gpu, Reason};
+use crate::selective::{Carry, SelectiveFwd, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::view::Device;
 use crate::workspace::{ALIGN, bytes_of};
@@ -244,25 +245,32 @@ impl Kernel for Carries {
     }
 }
 
-/// Below so many threads that walk, time is split: two warps a scheduler of a large card.
-const WALKERS: usize = 24 * 1024;
+/// Below so many threads a multiprocessor that walk, time is split: not quite six warps, 24 · 1024 threads on a card of 132.
+const WALKERS: usize = 186;
 /// Sequences up to this length are walked in any case.
 const SHORT: usize = 2 * CHUNK;
 
-/// How it runs; no bit depends on it. Rows with ids, and more states than lanes hold, are walked always.
-fn regime(engine: &Cuda, scan: &Scan, problem: &SelectiveProblem, listed: bool) -> Regime {
-    if listed || scan.groups(problem.dstate) > 1 {
-        return Regime::Walk;
+/// How it runs on a card, and why; no bit depends on it. `listed` are rows with ids.
+fn reason(scan: &Scan, problem: &SelectiveProblem, listed: bool, gpu: &Gpu) -> Reason {
+    if listed {
+        return Reason::Ids;
     }
-    let walkers = (problem.states.saturating_mul(problem.dim)) << scan.log_lanes(problem.dstate);
-    let few = walkers < WALKERS && problem.seqlen > SHORT;
-    engine.regime.unwrap_or(if few { Regime::Split } else { Regime::Walk })
+    if scan.groups(problem.dstate) > 1 {
+        return Reason::States;
+    }
+    let walkers = problem.states.saturating_mul(problem.dim).saturating_mul(1 << scan.log_lanes(problem.dstate));
+    Reason::of(walkers, WALKERS * gpu.multiprocessors as usize, problem.seqlen, SHORT)
 }
 
-/// How the engine runs a forward scan of real f32 whole rows.
-pub(super) fn planned(engine: &Cuda, problem: &SelectiveProblem) -> Regime {
-    let scan = Scan { dtype: Dtype::F32, complex: false, wide: false, n: 0, rules: false };
-    regime(engine, &scan, problem, false)
+/// The same, for planners.
+pub(super) fn planned(problem: &SelectiveProblem, call: Call, gpu: &Gpu) -> Reason {
+    let compensated = problem.options.carry == Carry::Compensated;
+    let scan = Scan::new(call.input, call.complex, compensated, problem.dstate, problem.options.rule);
+    reason(&scan, problem, call.seq_idx, gpu)
+}
+
+fn regime(engine: &Cuda, scan: &Scan, problem: &SelectiveProblem, listed: bool) -> Regime {
+    engine.settle(reason(scan, problem, listed, &engine.gpu())).regime()
 }
 
 /// Bytes of workspace that [`forward`] takes.

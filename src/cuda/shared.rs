@@ -14,6 +14,7 @@ macro_rules! snippets {
 
 snippets! {
     "block_fold"
+    "block_sums"
     "bwd_ahead"
     "bwd_back"
     "bwd_butterfly"
@@ -109,6 +110,7 @@ snippets! {
     "selective_vectors"
     "selective_weights"
     "sigmoid"
+    "sigmoid_pair"
     "silu"
     "silu_fast"
     "silu_grad"

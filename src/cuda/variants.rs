@@ -31,6 +31,9 @@ pub fn variants() -> Vec<Variant> {
     add::<super::causal_conv1d::backward::Sum>(&mut all);
     add::<super::causal_conv1d::forward::Forward>(&mut all);
     add::<super::causal_conv1d::update::Update>(&mut all);
+    add::<super::ceilings::Copy>(&mut all);
+    add::<super::ceilings::Exponentials>(&mut all);
+    add::<super::ceilings::MultiplyAdds>(&mut all);
     add::<bwd::Carry>(&mut all);
     add::<bwd::Padding>(&mut all);
     add::<bwd::Plan>(&mut all);

@@ -296,13 +296,11 @@ impl<E: HostEngine> MambaLm<E> {
         normed: &mut [T],
         ws: &mut Workspace<'_>,
     ) -> Result<(), Error> {
+        let (x, weight, eps) = (View::new(x, dims), View::new(weight, [dims[1]]), self.config.layer_norm_epsilon);
         let args = NormFwd::<T, T> {
-            x: View::new(x, dims),
             residual: before.map(|r| View::new(r, dims)),
-            weight: View::new(weight, [dims[1]]),
-            eps: self.config.layer_norm_epsilon,
-            out: ViewMut::new(normed, dims),
             residual_out: Some(ViewMut::new(residual_out, dims)),
+            ..NormFwd::new(x, weight, eps, ViewMut::new(normed, dims))
         };
         self.engine.rms_norm_fwd(args, &mut ws.reborrow())
     }

@@ -6,6 +6,7 @@ mod arrays;
 #[allow(dead_code)]
 mod carried;
 mod causal_conv1d;
+mod ceilings;
 mod elementwise;
 mod embedding;
 mod frame;

@@ -6,7 +6,7 @@ use crate::source::{Source, files, find_words};
 const ORDER: [&[&str]; 9] = [
     &["element", "error", "ops", "workspace"],
     &["view", "buffer", "par"],
-    &["sequences", "scan"],
+    &["sequences", "scan", "regime"],
     &["selective", "layers"],
     &["naive", "blelloch", "arch", "cpu", "cuda"],
     &["plan"],

@@ -196,7 +196,7 @@ impl GpuLm {
         ws: &mut Workspace<'_, Device>,
     ) -> Result<(), Error> {
         let eps = self.config.layer_norm_epsilon;
-        let args = NormFwd::<T, T, Device> { x, residual: before, weight, eps, out: normed, residual_out: Some(residual_out) };
+        let args = NormFwd::<T, T, Device> { residual: before, residual_out: Some(residual_out), ..NormFwd::new(x, weight, eps, normed) };
         self.engine.rms_norm_fwd(args, &mut ws.reborrow())
     }
 

@@ -192,14 +192,10 @@ impl GpuLm {
         ws: &mut Workspace<'_, Device>,
     ) -> Result<(), Error> {
         let args = NormBwd::<T, T, Device> {
-            residual_out: stream,
-            weight: parameters.norm(layer),
-            eps: self.config().layer_norm_epsilon,
-            grad_out,
             grad_residual_out: grad_stream,
             grad_x: Some(grad_x),
-            grad_residual: None,
             grad_weight: gradients.norm(layer),
+            ..NormBwd::new(stream, parameters.norm(layer), self.config().layer_norm_epsilon, grad_out)
         };
         self.engine().rms_norm_bwd(args, &mut ws.reborrow())
     }

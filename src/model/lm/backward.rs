@@ -126,15 +126,12 @@ impl<E: HostEngine> MambaLm<E> {
         grad_weight: &mut [T],
         ws: &mut Workspace<'_>,
     ) -> Result<(), Error> {
+        let (stream, weight, eps) = (View::new(stream, dims), View::new(weight, [dims[1]]), self.config.layer_norm_epsilon);
         let args = NormBwd::<T, T> {
-            residual_out: View::new(stream, dims),
-            weight: View::new(weight, [dims[1]]),
-            eps: self.config.layer_norm_epsilon,
-            grad_out: View::new(grad_out, dims),
             grad_residual_out: grad_stream.map(|g| View::new(g, dims)),
             grad_x: Some(ViewMut::new(grad_x, dims)),
-            grad_residual: None,
             grad_weight: Some(ViewMut::new(grad_weight, [dims[1]])),
+            ..NormBwd::new(stream, weight, eps, View::new(grad_out, dims))
         };
         self.engine.rms_norm_bwd(args, &mut ws.reborrow())
     }

@@ -3,6 +3,7 @@
 use selective_scan::Error;
 use selective_scan::cuda::Regime;
 use selective_scan::element::{Dtype, Input, Weight};
+use selective_scan::layers::norm::NormOptions;
 
 use super::array::Array;
 use super::carried_by;
@@ -218,6 +219,8 @@ fn recurrence_of(dtype: Dtype, dims @ [batch, _, dim]: [usize; 3], complex: bool
 fn norm_of(dtype: Dtype, dims: [usize; 2], wide: bool) -> Norm {
     let (mut draw, kept) = (Draw(dims[1] as u64), if wide { accum(dtype) } else { dtype });
     Norm {
+        z: wide.then(|| draw.array(&dims, false, dtype, -4.0, 4.0)),
+        options: NormOptions { norm_before_gate: dims[1].is_multiple_of(2), group_size: None },
         x: draw.array(&dims, false, dtype, -1.0, 1.0),
         residual: Some(draw.array(&dims, false, kept, -1.0, 1.0)),
         weight: draw.array(&dims[1..], false, accum(dtype), -1.0, 1.0),
@@ -254,7 +257,11 @@ fn cases(of: Of) -> Vec<Box<dyn Case>> {
                     all.push(Box::new(In(dtype, recurrence_of(dtype, [3, 300, 5], flag, i % 2 == 0))));
                     all.push(Box::new(In(dtype, recurrence_of(dtype, [2, 129, 40], !flag, i % 2 == 0))));
                 }
-                Of::Norm => all.push(Box::new(In(dtype, norm_of(dtype, [5, if flag { 37 } else { 256 }], flag)))),
+                Of::Norm => {
+                    all.push(Box::new(In(dtype, norm_of(dtype, [5, if flag { 37 } else { 256 }], flag))));
+                    let options = NormOptions { norm_before_gate: i % 2 == 0, group_size: Some(16) };
+                    all.push(Box::new(In(dtype, Norm { options, ..norm_of(dtype, [5, 48], flag) })));
+                }
                 _ => {
                     let (scan, conv) = (selective_grid::one_step(dtype, flag, 16 + i), convolution_of(dtype, [3, 1, 9, 4], true, flag));
                     all.push(Box::new(In(dtype, Steps(scan, conv))));

@@ -4,8 +4,9 @@ use selective_scan::Error;
 use selective_scan::buffer::Buffer;
 use selective_scan::element::{Dtype, Input};
 use selective_scan::layers::linear::{LinearBwd, LinearFwd};
-use selective_scan::layers::norm::{NormBwd, NormFwd};
+use selective_scan::layers::norm::{NormBwd, NormFwd, NormOptions};
 use selective_scan::naive::Naive;
+use selective_scan::ops::{silu, silu_grad};
 
 use super::array::Array;
 use super::draws::accum;
@@ -23,6 +24,8 @@ pub struct Norm {
     pub x: Array,
     pub residual: Option<Array>,
     pub weight: Array,
+    pub z: Option<Array>,
+    pub options: NormOptions,
     pub grad_out: Array,
     pub grad_stream: Option<Array>,
     /// The stream as it is kept for the backward call.
@@ -36,7 +39,8 @@ impl Norm {
     pub fn rows(&self, rows: &[usize]) -> Self {
         let take = |x: &Array| x.take(rows);
         let (residual, grad_stream) = (self.residual.as_ref().map(take), self.grad_stream.as_ref().map(take));
-        Norm { x: take(&self.x), residual, grad_out: take(&self.grad_out), grad_stream, stream: take(&self.stream), ..self.clone() }
+        let z = self.z.as_ref().map(take);
+        Norm { x: take(&self.x), residual, z, grad_out: take(&self.grad_out), grad_stream, stream: take(&self.stream), ..self.clone() }
     }
 }
 
@@ -45,37 +49,39 @@ fn norm<E: Engine, I: Input, R: Input<Accum = I::Accum>>(engine: &E, of: &Norm, 
     let (x, weight) = (Tensor::<I, 2>::from(&of.x, layout), Tensor::<I::Accum, 1>::from(&of.weight, layout));
     let (residual, grad_stream) = (given::<R, 2>(&of.residual, layout), given::<R, 2>(&of.grad_stream, layout));
     let (grad_out, stream) = (Tensor::<I, 2>::from(&of.grad_out, layout), Tensor::<R, 2>::from(&of.stream, layout));
+    let (z, options) = (given::<I, 2>(&of.z, layout), of.options);
     let dims = x.view().dims();
     let (mut out, mut r) = (Tensor::<I, 2>::marked(dims, layout), Tensor::<R, 2>::marked(dims, layout));
     let args = NormFwd {
-        x: x.view(),
         residual: residual.as_ref().map(Tensor::view),
-        weight: weight.view(),
-        eps: EPS,
-        out: out.view_mut(),
+        z: z.as_ref().map(Tensor::view),
+        options,
         residual_out: Some(r.view_mut()),
+        ..NormFwd::new(x.view(), weight.view(), EPS, out.view_mut())
     };
     engine.rms_norm_fwd(args, &mut Buffer::new().workspace(engine.rms_norm_fwd_workspace::<I>(dims)))?;
     let (mut grad_x, mut grad_residual) = (Tensor::<I, 2>::marked(dims, layout), Tensor::<R, 2>::marked(dims, layout));
-    let mut grad_weight = Tensor::<I::Accum, 1>::marked([dims[1]], layout);
+    let (mut grad_weight, mut grad_z) = (Tensor::<I::Accum, 1>::marked([dims[1]], layout), Tensor::<I, 2>::marked(dims, layout));
     let args = NormBwd {
-        residual_out: stream.view(),
-        weight: weight.view(),
-        eps: EPS,
-        grad_out: grad_out.view(),
+        z: z.as_ref().map(Tensor::view),
+        options,
         grad_residual_out: grad_stream.as_ref().map(Tensor::view),
         grad_x: Some(grad_x.view_mut()),
         grad_residual: Some(grad_residual.view_mut()),
         grad_weight: Some(grad_weight.view_mut()),
+        grad_z: z.as_ref().map(|_| grad_z.view_mut()),
+        ..NormBwd::new(stream.view(), weight.view(), EPS, grad_out.view())
     };
     engine.rms_norm_bwd(args, &mut Buffer::new().workspace(engine.rms_norm_bwd_workspace::<I>(dims)))?;
-    Ok(vec![
+    let mut results = vec![
         found("out", &out, Role::Positions),
         found("residual_out", &r, Role::Positions),
         found("grad.x", &grad_x, Role::Positions),
         found("grad.residual", &grad_residual, Role::Positions),
         found("grad.weight", &grad_weight, Role::Shared),
-    ])
+    ];
+    results.extend(z.is_some().then(|| found("grad.z", &grad_z, Role::Positions)));
+    Ok(results)
 }
 
 /// The same in a storage type.
@@ -156,7 +162,22 @@ fn absolute(x: &Array) -> Array {
     Array { data: x.data.iter().map(|x| x.abs()).collect(), ..x.clone() }
 }
 
-/// Options: storage, residual, gradient of the stream, wide stream, layout, rows, columns.
+/// How large the terms of ∂r and ∂z are, which are differences where the gate lets the norm's gradient through: each with the norm of its number alone.
+fn terms(of: &Norm) -> [f64; 2] {
+    let mut most = [0.0f64; 2];
+    for (i, (g, r)) in of.grad_out.data.iter().zip(&of.stream.data).enumerate() {
+        let (q, slope) = of.z.as_ref().map_or((1.0, 0.0), |z| (silu(z.data[i]), silu_grad(z.data[i])));
+        let by = |x: f64| g.abs() / (x.abs() + EPS.sqrt());
+        let [x, z] = match of.options.norm_before_gate {
+            false => [by(r * q) * q.abs(), by(r * q) * (r * slope).abs()],
+            true => [by(*r) * q.abs(), by(*r) * (r * slope).abs()],
+        };
+        most = [most[0].max(x), most[1].max(z)];
+    }
+    most
+}
+
+/// Options: storage, residual, gradient of the stream, wide stream, layout, rows, columns, no gate or one on either side, groups.
 fn norm_agrees<E: Engine>(engine: &E, v: &[usize], seed: u64) -> Result<(), String> {
     let (storage, wide, mut draw) = (STORAGE[v[0]], v[3] == 1, Draw(seed));
     let kept = if wide { accum(storage) } else { storage };
@@ -168,6 +189,15 @@ fn norm_agrees<E: Engine>(engine: &E, v: &[usize], seed: u64) -> Result<(), Stri
         grad_out: draw.array(&dims, false, storage, -1.0, 1.0),
         grad_stream: (v[2] == 1).then(|| draw.array(&dims, false, kept, -1.0, 1.0)),
         stream: draw.array(&dims, false, kept, -1.0, 1.0),
+        z: (v[7] > 0).then(|| draw.array(&dims, false, storage, -6.0, 6.0)),
+        options: NormOptions {
+            norm_before_gate: v[7] == 2,
+            group_size: match v[8] {
+                0 => None,
+                1 => Some(columns),
+                _ => (1..=columns / 2 + 1).rev().find(|&size| columns.is_multiple_of(size)),
+            },
+        },
         wide,
     };
     let want = norm_in(&Naive, Dtype::F64, &of, Layout::Contiguous).expect("the operands are right");
@@ -179,11 +209,14 @@ fn norm_agrees<E: Engine>(engine: &E, v: &[usize], seed: u64) -> Result<(), Stri
         norm_in(&Naive, Dtype::F64, &masked, Layout::Contiguous).expect("the operands are right")
     };
     let mut scale = scales(part, norm_in(&Naive, Dtype::F64, &terms, Layout::Contiguous).expect("the operands are right"));
-    let size = of.grad_out.data.iter().zip(&of.stream.data).map(|(g, r)| g.abs() / (r.abs() + EPS.sqrt())).fold(0.0, f64::max);
-    scale
-        .iter_mut()
-        .filter(|f| f.name == "grad.x" || f.name == "grad.residual")
-        .for_each(|f| f.array.data.iter_mut().for_each(|x| *x = size));
+    let [x, z] = self::terms(&of);
+    for (found, size) in scale.iter_mut().filter_map(|f| match f.name {
+        "grad.x" | "grad.residual" => Some((f, x)),
+        "grad.z" => Some((f, z)),
+        _ => None,
+    }) {
+        found.array.data.fill(size);
+    }
     agree(&norm_in(engine, storage, &of, LAYOUTS[v[4]]).map_err(refused)?, &want, &scale, 0.0)
 }
 
@@ -207,7 +240,7 @@ fn product_agrees<E: Engine>(engine: &E, v: &[usize], seed: u64) -> Result<(), S
 
 fn norms<E: Engine>(engine: &E, seeds: std::ops::Range<u64>) {
     let mut faults = Faults::default();
-    for (v, seed) in seeds.flat_map(|seed| table(&[4, 2, 2, 2, 4, 8, 8], seed, &|_| true)) {
+    for (v, seed) in seeds.flat_map(|seed| table(&[4, 2, 2, 2, 4, 8, 8, 3, 3], seed, &|_| true)) {
         faults.case(&|| format!("norm {v:?} from {seed}"), || norm_agrees(engine, &v, seed));
     }
     faults.none();

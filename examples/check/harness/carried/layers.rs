@@ -118,13 +118,16 @@ impl RmsNorm for Carried {
     fn rms_norm_fwd<I: Input, R: Input<Accum = I::Accum>>(&self, args: NormFwd<'_, I, R>, _ws: &mut Workspace<'_>) -> Result<(), Error> {
         let dims = args.check()?;
         let (x, residual, weight) = (self.read(&args.x)?, self.maybe(args.residual.as_ref())?, self.read(&args.weight)?);
+        let z = self.maybe(args.z.as_ref())?;
         let (mut out, mut stream) = (self.written(&args.out)?, self.maybe_written(args.residual_out.as_ref())?);
         self.with_workspace(self.engine.rms_norm_fwd_workspace::<I>(dims), |ws| {
             let device = NormFwd {
                 x: x.view(),
                 residual: view!(residual),
                 weight: weight.view(),
+                z: view!(z),
                 eps: args.eps,
+                options: args.options,
                 out: out.view_mut(),
                 residual_out: view_mut!(stream),
             };
@@ -146,23 +149,28 @@ impl RmsNorm for Carried {
     ) -> Result<(), Error> {
         let dims = args.check()?;
         let (stream, weight) = (self.read(&args.residual_out)?, self.read(&args.weight)?);
+        let z = self.maybe(args.z.as_ref())?;
         let (grad_out, grad_stream) = (self.read(&args.grad_out)?, self.maybe(args.grad_residual_out.as_ref())?);
         let (mut x, mut residual) = (self.maybe_written(args.grad_x.as_ref())?, self.maybe_written(args.grad_residual.as_ref())?);
-        let mut grad_weight = self.maybe_written(args.grad_weight.as_ref())?;
+        let (mut grad_weight, mut grad_z) = (self.maybe_written(args.grad_weight.as_ref())?, self.maybe_written(args.grad_z.as_ref())?);
         self.with_workspace(self.engine.rms_norm_bwd_workspace::<I>(dims), |ws| {
             let device = NormBwd {
                 residual_out: stream.view(),
                 weight: weight.view(),
+                z: view!(z),
                 eps: args.eps,
+                options: args.options,
                 grad_out: grad_out.view(),
                 grad_residual_out: view!(grad_stream),
                 grad_x: view_mut!(x),
                 grad_residual: view_mut!(residual),
                 grad_weight: view_mut!(grad_weight),
+                grad_z: view_mut!(grad_z),
             };
             self.engine.rms_norm_bwd(device, ws)
         })?;
         back!(x => args.grad_x, "grad_x"; residual => args.grad_residual, "grad_residual"; grad_weight => args.grad_weight, "grad_weight";);
+        back!(grad_z => args.grad_z, "grad_z";);
         Ok(())
     }
 }
