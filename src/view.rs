@@ -435,7 +435,7 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
     pub(crate) fn matrix_rows_mut(&mut self) -> Option<RowsMut<'_, T>> {
         let _ = self.as_view().matrix_rows()?;
         let (n, stride) = (self.dims[R - 1], self.strides[R - 2]);
-        Some(RowsMut { start: self.ptr.wrapping_offset(self.offset as isize), stride, n, at: 0, end: self.dims[R - 2], of: PhantomData })
+        Some(RowsMut { start: self.ptr.wrapping_add(self.offset), stride, n, at: 0, end: self.dims[R - 2], of: PhantomData })
     }
 
     /// The whole tensor as a slice where it is contiguous in row-major order.
