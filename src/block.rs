@@ -1,9 +1,12 @@
 //! Layer 4: whole blocks, composed of layers 2 and 3 of any engine.
 
+use crate::blelloch::Blelloch;
+use crate::cpu::Cpu;
 use crate::layers::conv1d::CausalConv1d;
 use crate::layers::elementwise::Elementwise;
 use crate::layers::linear::Linear;
 use crate::layers::norm::RmsNorm;
+use crate::naive::Naive;
 use crate::scan::Scan;
 use crate::selective::SelectiveScan;
 use crate::view::Host;
@@ -33,6 +36,19 @@ impl<E> Engine for E where
 }
 
 /// An engine in this process's memory: what a model is generic over.
-pub trait HostEngine: Engine + Scan<Memory = Host> {}
+pub trait HostEngine: Engine + Scan<Memory = Host> {
+    /// The SIMD engine, where this is it: a model may fuse its kernels across layers.
+    fn simd(&self) -> Option<Cpu> {
+        None
+    }
+}
 
-impl<E: Engine + Scan<Memory = Host>> HostEngine for E {}
+impl HostEngine for Naive {}
+
+impl HostEngine for Blelloch {}
+
+impl HostEngine for Cpu {
+    fn simd(&self) -> Option<Cpu> {
+        Some(*self)
+    }
+}

@@ -15,7 +15,8 @@ unsafe impl Zeroable for Line {}
 // SAFETY: 64 bytes with alignment 64, no padding, any pattern valid.
 unsafe impl Pod for Line {}
 
-/// Owned bytes that start on a 64-byte boundary. It grows and never shrinks, so that one buffer serves many calls.
+/// Owned bytes that start on a 64-byte boundary. It grows and never shrinks, so that one buffer serves many calls. Large ones ask the
+/// system for huge pages, with which memory is read up to twice as fast.
 #[derive(Default)]
 pub struct Buffer {
     lines: Vec<Line>,
@@ -39,10 +40,53 @@ impl Buffer {
         if self.lines.len() < lines {
             self.lines = Vec::new();
             self.lines = bytemuck::zeroed_vec(lines);
+            huge_pages(&mut self.lines);
         }
         Workspace::new(bytemuck::cast_slice_mut(&mut self.lines))
     }
+
+    /// A buffer of `count` zeros.
+    pub fn zeroed<T: Pod>(count: usize) -> Self {
+        let mut buffer = Buffer::new();
+        buffer.workspace(count * size_of::<T>());
+        buffer
+    }
+
+    /// All of it as numbers.
+    pub fn numbers<T: Pod>(&self) -> &[T] {
+        bytemuck::cast_slice(&self.lines)
+    }
+
+    /// All of it as numbers to write to.
+    pub fn numbers_mut<T: Pod>(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
 }
+
+/// Bytes from which on huge pages are asked for.
+const HUGE_FROM: usize = 4 << 20;
+
+/// Asks for huge pages for memory that was not touched yet. It is advice: where there are none, nothing changes.
+#[cfg(target_os = "linux")]
+fn huge_pages(lines: &mut [Line]) {
+    const PAGE: usize = 4096;
+    const MADV_HUGEPAGE: i32 = 14;
+    // SAFETY: the signature of the C library's function, which the standard library links.
+    unsafe extern "C" {
+        fn madvise(start: *mut core::ffi::c_void, len: usize, advice: i32) -> i32;
+    }
+    if size_of_val(lines) < HUGE_FROM {
+        return;
+    }
+    let range = lines.as_mut_ptr_range();
+    let skip = range.start.addr().next_multiple_of(PAGE) - range.start.addr();
+    let len = (size_of_val(lines) - skip) / PAGE * PAGE;
+    // SAFETY: whole pages inside memory that is borrowed here for writing; the advice changes none of its content.
+    unsafe { madvise(range.start.byte_add(skip).cast(), len, MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn huge_pages(_lines: &mut [Line]) {}
 
 /// Scratch memory borrowed from the caller. Its content before a call does not matter and is not defined after it.
 ///

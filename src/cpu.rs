@@ -60,6 +60,11 @@ impl Cpu {
         Ok(Cpu { kernels, ..self })
     }
 
+    /// The kernels in use.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.kernels.isa()

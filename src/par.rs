@@ -8,6 +8,12 @@ use crate::error::Error;
 use crate::view::{Tiles, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
+#[cfg(feature = "model")]
+mod team;
+
+#[cfg(feature = "model")]
+pub(crate) use team::{Member, Team, share};
+
 /// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
 pub(crate) const SERIAL_BELOW: usize = 1 << 15;
 
@@ -119,6 +125,15 @@ macro_rules! split_tuple {
             }
         }
     };
+}
+
+/// No pieces at all.
+impl Split for () {
+    type Piece = ();
+    fn pieces(&self) -> Option<usize> {
+        None
+    }
+    unsafe fn piece(&self, _index: usize) {}
 }
 
 split_tuple!(A 0);

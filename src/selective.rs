@@ -219,6 +219,41 @@ pub trait SelectiveScan: Scan {
         ws: &mut Workspace<'_, Self::Memory>,
     ) -> Result<(), Error>;
 
+    /// Bytes of the buffer in which [`SelectiveScan::selective_scan_fwd_saving`] keeps what [`SelectiveScan::selective_scan_bwd_from`] uses instead of
+    /// computing it again: what that is, and in which order, is the engine's own affair. 0 where it has no use for one; such a buffer is not looked at.
+    fn selective_scan_saved_bytes<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        let _ = problem;
+        0
+    }
+
+    /// Bytes of workspace that [`SelectiveScan::selective_scan_fwd_saving`] takes.
+    fn selective_scan_fwd_saving_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        self.selective_scan_fwd_workspace::<I, W>(problem)
+    }
+
+    /// The forward scan of a training step: it also writes `saved`, of at least [`SelectiveScan::selective_scan_saved_bytes`].
+    fn selective_scan_fwd_saving<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: SelectiveFwd<'_, I, W, Self::Memory>,
+        saved: ViewMut<'_, u8, 1, Self::Memory>,
+        ws: &mut Workspace<'_, Self::Memory>,
+    ) -> Result<(), Error> {
+        let _ = saved;
+        self.selective_scan_fwd(args, ws)
+    }
+
+    /// The backward scan from what [`SelectiveScan::selective_scan_fwd_saving`] has saved for the same inputs by the same engine: the same gradients, bit for bit,
+    /// as [`SelectiveScan::selective_scan_bwd`] gives, with its workspace, in less time.
+    fn selective_scan_bwd_from<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: SelectiveBwd<'_, I, W, Self::Memory>,
+        saved: View<'_, u8, 1, Self::Memory>,
+        ws: &mut Workspace<'_, Self::Memory>,
+    ) -> Result<(), Error> {
+        let _ = saved;
+        self.selective_scan_bwd(args, ws)
+    }
+
     /// Bytes of workspace that `selective_state_update` takes.
     fn selective_state_update_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize;
 

@@ -1,5 +1,7 @@
 //! The kernels as methods: what the drivers call.
 
+use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
+use crate::arch::generic::product::Product;
 use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ScanTile, SelectiveBwd, SelectiveFwd, StepRow};
 use crate::arch::{Kernels, Lanes};
 
@@ -21,6 +23,21 @@ impl Kernels {
 
     /// One tile of the linear recurrence.
     pub fn scan<R: Lanes>(self, args: ScanTile<'_, R>) {
+        self.run(args);
+    }
+
+    /// A product of few rows with a packed weight.
+    pub fn product<R: Lanes>(self, args: Product<'_, R>) {
+        self.run(args);
+    }
+
+    /// The convolution of one position of each row, as decoding needs it.
+    pub fn conv_update<R: Lanes>(self, args: ConvUpdate<'_, R>) {
+        self.run(args);
+    }
+
+    /// The scan of one position of each row, as decoding needs it.
+    pub fn scan_update<R: Lanes>(self, args: ScanUpdate<'_, R>) {
         self.run(args);
     }
 

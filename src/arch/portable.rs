@@ -2,13 +2,14 @@
 
 use core::ops;
 
+use half::bf16;
 use wide::{f32x8, f64x4, u32x8, u64x4};
 
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector};
 
 macro_rules! vector {
-    ($(#[$doc:meta])* $v:ident: $inner:ident of $lanes:literal $real:ident, bits $bits:ident << $width:literal, no fraction from $whole:expr, split by $split:expr) => {
+    ($(#[$doc:meta])* $v:ident: $inner:ident of $lanes:literal $real:ident, bits $bits:ident << $width:literal, no fraction from $whole:expr, split by $split:expr; $($widen:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -92,6 +93,7 @@ macro_rules! vector {
                 let bits: $bits = bytemuck::cast(self.0);
                 $v(bytemuck::cast(bits << $width))
             }
+            $($widen)*
             #[inline(always)]
             fn add_exponent(self, t: Self) -> Self {
                 let (bits, t): ($bits, $bits) = (bytemuck::cast(self.0), bytemuck::cast(t.0));
@@ -121,10 +123,15 @@ macro_rules! vector {
 
 vector! {
     /// 8 numbers of type f32.
-    F32x8: f32x8 of 8 f32, bits u32x8 << 23, no fraction from 8_388_608.0, split by 4097.0
+    F32x8: f32x8 of 8 f32, bits u32x8 << 23, no fraction from 8_388_608.0, split by 4097.0;
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let words: u32x8 = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&from[..Self::LANES]));
+        F32x8(bytemuck::cast(if SECOND { words & u32x8::splat(0xffff_0000) } else { words << 16u32 }))
+    }
 }
 
 vector! {
     /// 4 numbers of type f64.
-    F64x4: f64x4 of 4 f64, bits u64x4 << 52, no fraction from 4_503_599_627_370_496.0, split by 134_217_729.0
+    F64x4: f64x4 of 4 f64, bits u64x4 << 52, no fraction from 4_503_599_627_370_496.0, split by 134_217_729.0;
 }

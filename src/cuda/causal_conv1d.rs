@@ -3,7 +3,7 @@
 use super::Cuda;
 use super::params::{Strided, strided};
 use crate::buffer::Workspace;
-use crate::element::Input;
+use crate::element::{Dtype, Input};
 use crate::error::Error;
 use crate::layers::conv1d::{CausalConv1d, ConvBwd, ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::sequences::Sequences;
@@ -34,6 +34,33 @@ fn width(width: usize) -> usize {
 fn time_fast<I: Input>(inputs: &ConvInputs<'_, I, Device>) -> bool {
     let ([_, seqlen, dim], [_, time, channel]) = (inputs.x.dims(), inputs.x.strides());
     seqlen > 1 && (dim == 1 || time.unsigned_abs() < channel.unsigned_abs())
+}
+
+/// Width, time and vectors of every variant of the forward and the backward kernel for a storage type.
+fn axes(dtype: Dtype) -> impl Iterator<Item = (usize, bool, bool)> {
+    let all =
+        [0, 2, 3, 4].into_iter().flat_map(|width| [(false, false), (false, true), (true, false), (true, true)].map(|(t, v)| (width, t, v)));
+    all.filter(move |&(width, time, vector)| !vector || width > 0 && (time || dtype != Dtype::F64))
+}
+
+/// Whether these operands, where present, can be read by vectors: neighbouring elements along time or channels, and all else at multiples of
+/// a vector, 16 bytes of time or two channels. Two channels in f64 would take too many registers.
+fn by_vectors<I: Input>(operands: &[Strided<4>], time: bool, dim: usize) -> bool {
+    let (size, block) = (size_of::<I>() as i64, if time { 16 } else { 2 * size_of::<I>() as i64 });
+    let near = |&[address, batch, step, channel]: &Strided<4>| {
+        let (near, far) = if time { (step, channel) } else { (channel, step) };
+        address == 0 || near == size && [address, batch, far].iter().all(|x| x % block == 0)
+    };
+    operands.iter().all(near) && (time || dim.is_multiple_of(2) && I::DTYPE != Dtype::F64)
+}
+
+/// Channels of a block.
+fn channels(time: bool, vector: bool) -> usize {
+    match (time, vector) {
+        (true, _) => 8,
+        (false, true) => 64,
+        (false, false) => 32,
+    }
 }
 
 /// Offsets and ids as parameters, and the flags.

@@ -79,6 +79,9 @@ params! {
         sequences: i64,
         /// Slots of a row.
         chunks: i64,
+        /// States kept on the way, (slots, D, N), or 0; and the slots of a row.
+        saved: i64,
+        saved_row: i64,
         dim: u32,
         dstate: u32,
         /// Channels that share their groups.
@@ -94,6 +97,16 @@ params! {
         /// Groups of states along the grid.
         grid_groups: u32,
         flags: u32,
+        /// Chunks of a block as a power of two, and blocks of a row, where it is split and not packed.
+        unit_log: u32,
+        row_units: u32,
+        /// Steps between states that are kept, as a power of two.
+        saved_log: u32,
+        /// What may be loaded and stored as pairs: u, delta, z and out; as 16 bytes in time; B; C.
+        whole: u32,
+        /// Whether the blocks of a split scan chain the chunks before theirs themselves.
+        chained: u32,
+        spare: u32,
     }
 }
 
@@ -158,7 +171,7 @@ fn coefficient<I: Input, W: Weight<Real = I::Accum>>(of: &Coefficient<'_, I, W, 
     }
 }
 
-fn small(size: usize, what: &str) -> Result<u32, Error> {
+pub(super) fn small(size: usize, what: &str) -> Result<u32, Error> {
     let fits = i32::try_from(size).map_err(|_| Error::Unsupported { what: format!("{size} {what}") })?;
     Ok(fits.unsigned_abs())
 }
@@ -195,15 +208,16 @@ pub(super) fn scratch_bytes(scan: &Scan, problem: &SelectiveProblem) -> usize {
     if scan.groups(problem.dstate) > 1 { state_bytes(scan, problem.states, problem).saturating_mul(4) } else { 0 }
 }
 
-/// The parameters that inputs decide; outputs and the workspace are the caller's to add.
+/// The parameters that inputs decide, for blocks of so many channels; outputs and the workspace are the caller's to add.
 pub(super) fn scan_params<I: Input, W: Weight<Real = I::Accum>>(
     inputs: &SelectiveInputs<'_, I, W, Device>,
     problem: &SelectiveProblem,
     scan: &Scan,
+    channels: usize,
 ) -> Result<ScanParams, Error> {
     let run = problem.dim / runs(problem);
     let log_lanes = scan.log_lanes(problem.dstate);
-    let run_blocks = run.div_ceil((THREADS >> log_lanes) as usize);
+    let run_blocks = run.div_ceil(channels);
     let (offsets, ids, kind) = match &inputs.sequences {
         Sequences::Rows => ([0; 2], [0; 3], 0),
         Sequences::CuSeqlens(v) => (strided(v), [0; 3], flag::CU_SEQLENS),
@@ -249,18 +263,31 @@ pub(super) fn scan_params<I: Input, W: Weight<Real = I::Accum>>(
     })
 }
 
-/// The first two parts of a split scan: every chunk from zero, and the chain over chunks. Afterwards `params.states` has the state before every chunk.
-/// `params` has the workspace and, where it is wanted, the last state.
-pub(super) fn local_and_carry(engine: &Cuda, scan: Scan, problem: &SelectiveProblem, params: &ScanParams) -> Result<(), Error> {
-    let groups = scan.groups(problem.dstate);
+/// Blocks along time of a split scan: one for each slot.
+pub(super) fn split_units(problem: &SelectiveProblem, params: &ScanParams) -> usize {
+    let packed = params.flags & flag::CU_SEQLENS != 0;
+    let chunks = problem.seqlen.div_ceil(CHUNK);
+    let units = if packed { problem.seqlen / CHUNK + problem.states + 1 } else { problem.batch.saturating_mul(chunks) };
+    if problem.seqlen == 0 || problem.states == 0 { 0 } else { units }
+}
+
+/// The parameters of the parts of a split scan: a block takes a chunk.
+pub(super) fn split(problem: &SelectiveProblem, params: &ScanParams) -> ScanParams {
     let packed = params.flags & flag::CU_SEQLENS != 0;
     let chunks = if packed { 0 } else { problem.seqlen.div_ceil(CHUNK) };
-    let units = if packed { problem.seqlen / CHUNK + problem.states + 1 } else { problem.batch.saturating_mul(chunks) };
-    let units = if problem.seqlen == 0 || problem.states == 0 { 0 } else { units };
-    let local =
-        ScanParams { grid_groups: small(groups, "groups of states")?, flags: params.flags | flag::SPLIT, chunks: chunks as i64, ..*params };
-    let blocks = units.saturating_mul(params.row_blocks as usize).saturating_mul(groups);
-    engine.run(&Local(scan), Grid::new(blocks, THREADS), &local)?;
+    ScanParams { flags: params.flags | flag::SPLIT, chunks: chunks as i64, ..*params }
+}
+
+/// The first part of a split scan: every chunk from zero. `params` has the workspace.
+pub(super) fn local(engine: &Cuda, scan: Scan, problem: &SelectiveProblem, params: &ScanParams) -> Result<(), Error> {
+    let groups = scan.groups(problem.dstate);
+    let blocks = split_units(problem, params).saturating_mul(params.row_blocks as usize).saturating_mul(groups);
+    let params = ScanParams { grid_groups: small(groups, "groups of states")?, ..split(problem, params) };
+    engine.run(&Local(scan), Grid::new(blocks, THREADS), &params)
+}
+
+/// The second part: the chain over chunks. Afterwards `params.states` has the state before every chunk, and the last state is written where it is wanted.
+pub(super) fn carry(engine: &Cuda, scan: Scan, problem: &SelectiveProblem, params: &ScanParams) -> Result<(), Error> {
     let items = problem.dim.saturating_mul(problem.dstate);
     let state_blocks = items.div_ceil(THREADS as usize);
     let carry = CarryParams {
@@ -270,7 +297,7 @@ pub(super) fn local_and_carry(engine: &Cuda, scan: Scan, problem: &SelectiveProb
         states: params.states,
         products: params.products,
         seqlen: params.seqlen,
-        chunks: chunks as i64,
+        chunks: split(problem, params).chunks,
         items: items as i64,
         dstate: params.dstate,
         state_blocks: small(state_blocks, "blocks of states")?,

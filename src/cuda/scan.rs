@@ -18,6 +18,8 @@ use crate::workspace::{ALIGN, bytes_of};
 
 /// Warps of a block that takes a row, at most.
 const WARPS: usize = 4;
+/// The same of the adjoint, which walks a row twice: fewer rows are under way at once, so that the second walk meets them in the second-level cache.
+const WARPS_BACK: usize = 16;
 /// Rows a multiprocessor from which on they fill a card without a split.
 const FULL_ROWS: usize = 16;
 /// Segments up to which a split does not pay.
@@ -117,6 +119,8 @@ mod mode {
     pub const PAIRS: u32 = 1;
     pub const STATES: u32 = 2;
     pub const FROM_STATES: u32 = 3;
+    /// Of the adjoint by rows: states forwards, then backwards.
+    pub const BOTH: u32 = 4;
 }
 
 params! {
@@ -155,6 +159,7 @@ params! {
         grad_h: Strided<4>,
         grad_a: Strided<4>,
         grad_b: Strided<4>,
+        initial: Strided<3>,
         grad_last: Strided<3>,
         grad_initial: Strided<3>,
         /// Of segments, (B·D, segments).
@@ -203,9 +208,9 @@ impl Forward {
         format!("{}_{}", self.kind.0.name(), if self.strip { "strip" } else { "rows" })
     }
 
-    fn variables(self) -> Vars {
-        let threads = if self.strip { 32 << self.kind.shift() } else { 32 * WARPS };
-        self.kind.vars().flag("strip", self.strip).int("MAXT", threads).int("W", WARPS)
+    fn variables(self, warps: usize) -> Vars {
+        let threads = if self.strip { 32 << self.kind.shift() } else { 32 * warps };
+        self.kind.vars().flag("strip", self.strip).int("MAXT", threads).int("W", warps)
     }
 }
 
@@ -218,7 +223,7 @@ impl Kernel for Forward {
     }
 
     fn vars(&self) -> Vars {
-        self.variables()
+        self.variables(WARPS)
     }
 
     fn shipped() -> Vec<Self> {
@@ -235,7 +240,7 @@ impl Kernel for Backward {
     }
 
     fn vars(&self) -> Vars {
-        self.0.variables()
+        self.0.variables(WARPS_BACK)
     }
 
     fn shipped() -> Vec<Self> {
@@ -288,7 +293,7 @@ struct Spread {
 }
 
 impl Forward {
-    fn spread(self, problem: ScanProblem) -> Spread {
+    fn spread(self, problem: ScanProblem, most: usize) -> Spread {
         let ScanProblem { batch, seqlen, dim } = problem;
         let segments = self.kind.segments(seqlen);
         if self.strip {
@@ -299,7 +304,7 @@ impl Forward {
             let across = dim.div_ceil(1 << shift);
             return Spread { threads: 32 << shift, blocks: batch.saturating_mul(across), across, tiles: segments, shift };
         }
-        let warps = segments.clamp(1, WARPS);
+        let warps = segments.clamp(1, most);
         let (blocks, tiles) = (batch.saturating_mul(dim), segments.div_ceil(warps));
         Spread { threads: 32 * warps as u32, blocks, across: dim, tiles, shift: 0 }
     }
@@ -404,7 +409,7 @@ impl Scan for Cuda {
         }
         let (a, b, h, kind, element) = (strided(&a), strided(&b), strided_mut(&h), Kind::of::<E>(), size_of::<E>());
         let kernel = Forward { kind, strip: strip(&[a, b, h], problem, element) };
-        let spread = kernel.spread(problem);
+        let spread = kernel.spread(problem, WARPS);
         spread.check()?;
         let [mode_a, mode_b, mode_h] = [a, b, h].map(|v| access(v, kind, element));
         let (initial, last) = (optional(initial_state.as_ref()), optional_mut(last_state.as_ref()));
@@ -442,7 +447,7 @@ impl Scan for Cuda {
         }
         let (kind, element) = (Kind::of::<E>(), size_of::<E>());
         let (mut params, kernel) = backward::<E>(&args, problem);
-        let spread = kernel.spread(problem);
+        let spread = kernel.spread(problem, WARPS_BACK);
         spread.check()?;
         (params.blocks, params.across, params.shift) = (spread.blocks as u32, spread.across as u32, spread.shift);
         let launch = |mode: u32, mut params: BackwardParams| {
@@ -453,6 +458,9 @@ impl Scan for Cuda {
         let (rows, segments) = (batch * dim, kind.segments(seqlen));
         let states = ws.tensor::<E::Arith, 2>([rows, segments])?;
         params.states = address(&states);
+        if !self.scan_splits(problem, kind) && !kernel.strip {
+            return launch(mode::BOTH, params);
+        }
         if !self.scan_splits(problem, kind) {
             let (grid, tiles) = spread.grid(mode::STATES);
             let [mode_a, mode_b] = [params.a, params.b].map(|v| access(v, kind, element));
@@ -485,6 +493,7 @@ fn backward<E: Element>(args: &ScanBwd<'_, E, Device>, problem: ScanProblem) -> 
         grad_h,
         grad_a,
         grad_b,
+        initial: optional(args.initial_state.as_ref()),
         grad_last: optional(args.grad_last_state.as_ref()),
         grad_initial: optional_mut(args.grad_initial_state.as_ref()),
         seqlen: problem.seqlen as u64,

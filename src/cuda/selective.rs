@@ -5,7 +5,20 @@ use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
 use crate::error::Error;
 use crate::selective::{SelectiveBwd, SelectiveFwd, SelectiveProblem, SelectiveScan, SelectiveStep};
-use crate::view::Device;
+use crate::view::{Device, View, ViewMut};
+
+/// Where what is saved lies; nowhere for no bytes.
+fn saved_at(saved: &View<'_, u8, 1, Device>, bytes: usize) -> Result<Option<i64>, Error> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let [len] = saved.dims();
+    let [address, stride]: super::params::Strided<2> = super::params::strided(saved);
+    if len < bytes || stride != 1 || address % 16 != 0 {
+        return Err(Error::Layout { operand: "saved", why: format!("{bytes} bytes side by side from a multiple of 16 on are wanted") });
+    }
+    Ok(Some(address))
+}
 
 impl SelectiveScan for Cuda {
     fn selective_scan_fwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
@@ -29,7 +42,44 @@ impl SelectiveScan for Cuda {
         args: SelectiveBwd<'_, I, W, Device>,
         ws: &mut Workspace<'_, Device>,
     ) -> Result<(), Error> {
-        selective_scan_bwd::backward(self, args, ws)
+        selective_scan_bwd::backward(self, args, None, ws)
+    }
+
+    fn selective_scan_saved_bytes<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        selective_scan_bwd::saved::<I, W>(self, problem)
+    }
+
+    fn selective_scan_fwd_saving_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
+        let forward = selective_scan_fwd::workspace::<I, W>(self, problem);
+        match selective_scan_bwd::saved::<I, W>(self, problem) {
+            0 => forward,
+            _ => forward.max(selective_scan_bwd::workspace::<I, W>(self, problem)),
+        }
+    }
+
+    fn selective_scan_fwd_saving<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: SelectiveFwd<'_, I, W, Device>,
+        saved: ViewMut<'_, u8, 1, Device>,
+        ws: &mut Workspace<'_, Device>,
+    ) -> Result<(), Error> {
+        let inputs = args.inputs;
+        let address = saved_at(&saved.as_view(), selective_scan_bwd::saved::<I, W>(self, &args.check()?))?;
+        selective_scan_fwd::forward(self, args, ws)?;
+        match address {
+            Some(address) => selective_scan_bwd::save(self, inputs, address, ws),
+            None => Ok(()),
+        }
+    }
+
+    fn selective_scan_bwd_from<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: SelectiveBwd<'_, I, W, Device>,
+        saved: View<'_, u8, 1, Device>,
+        ws: &mut Workspace<'_, Device>,
+    ) -> Result<(), Error> {
+        let address = saved_at(&saved, selective_scan_bwd::saved::<I, W>(self, &args.check()?))?;
+        selective_scan_bwd::backward(self, args, address, ws)
     }
 
     fn selective_state_update_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, _problem: &SelectiveProblem) -> usize {

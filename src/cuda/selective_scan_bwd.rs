@@ -1,22 +1,26 @@
 //! The backward selective scan on the GPU.
 //!
 //! Time is cut into items of at most 128 steps, counted from the start of each sequence; `SeqIdx` packs whole short sequences and the last pieces of long ones
-//! into one item. Five kinds of kernels run one after another: `plan` lists the items; `local` walks each from zero, giving the product of its
-//! decays P, the state that it makes and the gradient that its steps send to the state before it; `carry` takes P·h + h_local from item to
-//! item, and the same for gradients backwards; `chunk` then walks each item ahead and back from the true state and the true gradient; `rows` and
-//! `totals` add what blocks and items wrote apart, in f64 and in a fixed order.
+//! into one item; `plan` lists them. What an item makes from zero, the state at its end and the gradient at its beginning, is combined from item to item as
+//! P·h + h_local, P the product of its decays, in f64 for `Carry::Compensated`. `rows` and `totals` add what blocks and items wrote apart, in f64 and in a fixed order.
 //!
-//! Both regimes run this way: the items are independent, so a walk of one block along a whole row would only save the `local` kernel.
+//! Euler's rule with real A, varying B and C, at most 16 states and f32 arithmetic runs in tiles of 16 steps: `local` and `lambda` make what items make from zero,
+//! `carry` combines it, `states` writes the state before every tile, `back` walks tiles from the last to the first. Where rows fill the card, `states` and
+//! `back` walk whole rows instead (`Regime::Walk`) and combine items on the way by the same operations: the same bits without `local`, `lambda` and `carry`.
+//! The states before tiles are what a forward call may hand over.
+//!
+//! All else: `local` walks each item from zero; `carry`; `chunk` then walks each item ahead and back from the true state and the true gradient. Items are
+//! independent, and both regimes run this way.
 
 #![allow(non_snake_case)]
 
 use super::params::{Strided, optional, optional_mut, strided, strided_mut};
-use super::{Cuda, launch::Grid};
+use super::{Cuda, Regime, launch::Grid};
 use crate::buffer::Workspace;
 use crate::element::{Dtype, Input, Weight};
 use crate::error::Error;
 use crate::ops::Rule;
-use crate::selective::{Carry, Coefficient, CoefficientGrad, SelectiveBwd, SelectiveGrads, SelectiveProblem};
+use crate::selective::{Carry, Coefficient, CoefficientGrad, SelectiveBwd, SelectiveGrads, SelectiveInputs, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::view::{Device, View};
 use crate::workspace::{ALIGN, bytes_of};
@@ -24,7 +28,8 @@ use crate::workspace::{ALIGN, bytes_of};
 pub(super) mod kernels;
 
 use kernels::{
-    CHUNK, CarryParams, Padding, PaddingParams, Plan, PlanParams, Rows, RowsParams, Totals, TotalsParams, Types, Walk, WalkParams,
+    CHUNK, CarryParams, Kind, Padding, PaddingParams, Plan, PlanParams, Rows, RowsParams, Tiles, Totals, TotalsParams, Types, Walk,
+    WalkParams,
 };
 
 /// Bytes that the shares of ∂B and ∂C may take, unless a single item takes more.
@@ -39,6 +44,10 @@ struct Shape {
     problem: SelectiveProblem,
     types: Types,
     fast: bool,
+    /// In tiles.
+    tiles: bool,
+    /// Whether blocks may take whole rows.
+    walk: bool,
     /// Channels that share their groups of B and of C, and blocks that they take.
     cell: usize,
     per_cell: usize,
@@ -56,15 +65,21 @@ fn common(a: usize, b: usize) -> usize {
 }
 
 impl Shape {
-    fn new<I: Input, W: Weight<Real = I::Accum>>(problem: &SelectiveProblem) -> Self {
-        let SelectiveProblem { dim, dstate, groups_b, groups_c, options, .. } = *problem;
+    fn new<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, problem: &SelectiveProblem) -> Self {
+        let SelectiveProblem { batch, dim, dstate, groups_b, groups_c, options, .. } = *problem;
         let wide = options.carry == Carry::Compensated && I::DTYPE != Dtype::F64;
         let types = Types { storage: I::DTYPE, complex: W::COMPLEX, wide };
         let fast = !W::COMPLEX && !wide && options.rule == Rule::Euler && groups_b.is_some() && groups_c.is_some();
         let cells = common(groups_b.unwrap_or(1), groups_c.unwrap_or(1)).max(1);
         let cell = dim / cells;
-        let per_cell = cell.div_ceil(Walk::new(types, fast, dstate, false).channels());
-        Shape { problem: *problem, types, fast, cell, per_cell, blocks: cells * per_cell }
+        let tiles = fast && types.arith() == 4 && dstate <= Tiles::STATES;
+        let channels = if tiles { Tiles::CHANNELS } else { Walk::new(types, fast, dstate, false).channels() };
+        let per_cell = cell.div_ceil(channels);
+        let blocks = cells * per_cell;
+        // Two blocks a multiprocessor take rows in full, or as good as.
+        let many = batch * blocks * 10 >= engine.properties().multiprocessors as usize * 2 * 9;
+        let walk = tiles && engine.regime.map_or(many, |regime| regime == Regime::Walk);
+        Shape { problem: *problem, types, fast, tiles, walk, cell, per_cell, blocks }
     }
 
     fn walk(&self, local: bool) -> Walk {
@@ -104,11 +119,19 @@ impl Shape {
 
     /// Items whose shares are held at once.
     fn slab(&self, items: usize) -> usize {
+        if self.walk {
+            return items.max(1);
+        }
         (SHARES / self.share().saturating_mul(self.varying()).max(1)).clamp(1, items.max(1))
     }
 
+    /// Bytes of the states before tiles.
+    fn kept(&self, items: usize) -> usize {
+        if self.tiles { items.saturating_mul(self.state()).saturating_mul(CHUNK / Tiles::STEPS) } else { 0 }
+    }
+
     /// Bytes of the pieces of the workspace, in the order of [`Room`].
-    fn pieces(&self, items: usize, list: bool) -> [usize; 9] {
+    fn pieces(&self, items: usize, list: bool, kept: bool) -> [usize; 11] {
         let SelectiveProblem { batch, seqlen, dim, states, .. } = self.problem;
         let state = items.saturating_mul(self.state());
         let shares = self.slab(items).saturating_mul(self.share());
@@ -123,15 +146,23 @@ impl Shape {
             items.saturating_mul(dim).saturating_mul(2 * self.types.arith()),
             only(self.problem.groups_b.is_some(), shares),
             only(self.problem.groups_c.is_some(), shares),
+            only(self.tiles, state),
+            only(kept, self.kept(items)),
         ]
     }
 }
 
 /// Bytes of workspace that [`backward`] takes.
-pub(super) fn workspace<I: Input, W: Weight<Real = I::Accum>>(_engine: &Cuda, problem: &SelectiveProblem) -> usize {
-    let shape = Shape::new::<I, W>(problem);
-    let pieces = shape.pieces(shape.items(None), true);
+pub(super) fn workspace<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, problem: &SelectiveProblem) -> usize {
+    let shape = Shape::new::<I, W>(engine, problem);
+    let pieces = shape.pieces(shape.items(None), true, true);
     pieces.into_iter().fold(ALIGN, |sum, bytes| sum.saturating_add(bytes_of::<u8>(bytes)))
+}
+
+/// Bytes that [`save`] writes: the states before every 16 steps.
+pub(super) fn saved<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, problem: &SelectiveProblem) -> usize {
+    let shape = Shape::new::<I, W>(engine, problem);
+    shape.kept(shape.items(None))
 }
 
 /// Addresses of the pieces of the workspace.
@@ -151,53 +182,75 @@ struct Room {
     rows: i64,
     /// Shares of ∂B and ∂C of a slab.
     shares: [i64; 2],
+    /// Products of decays for gradients.
+    decay: i64,
+    /// States before tiles.
+    kept: i64,
 }
 
 impl Room {
-    fn new(shape: &Shape, items: usize, list: bool, ws: &mut Workspace<'_, Device>) -> Result<Self, Error> {
-        let mut at = [0; 9];
-        for (at, bytes) in at.iter_mut().zip(shape.pieces(items, list)) {
+    /// With the states before tiles at `kept`, or in the workspace.
+    fn new(shape: &Shape, items: usize, list: bool, kept: Option<i64>, ws: &mut Workspace<'_, Device>) -> Result<Self, Error> {
+        let mut at = [0; 11];
+        for (at, bytes) in at.iter_mut().zip(shape.pieces(items, list, kept.is_none())) {
             let piece = ws.tensor::<u8, 1>([bytes])?;
             *at = if bytes == 0 { 0 } else { strided_mut::<u8, 1, 2>(&piece)[0] };
         }
-        let [items, ranges, list, prod, state, lambda, rows, b, c] = at;
-        Ok(Room { items, ranges, list, prod, state, lambda, rows, shares: [b, c] })
+        let [items, ranges, list, prod, state, lambda, rows, b, c, decay, own] = at;
+        let kept = kept.unwrap_or(own);
+        Ok(Room { items, ranges, list, prod, state, lambda, rows, shares: [b, c], decay, kept })
     }
 }
 
-/// The backward scan.
+/// The backward scan; `saved` is what [`save`] has written for the same inputs.
 pub(super) fn backward<I: Input, W: Weight<Real = I::Accum>>(
     engine: &Cuda,
     args: SelectiveBwd<'_, I, W, Device>,
+    saved: Option<i64>,
     ws: &mut Workspace<'_, Device>,
 ) -> Result<(), Error> {
-    let shape = Shape::new::<I, W>(&args.check()?);
-    let (kind, sequences) = match &args.inputs.sequences {
-        Sequences::Rows => (0, [0; 3]),
-        Sequences::CuSeqlens(v) => {
-            let [address, stride]: Strided<2> = strided(v);
-            (1, [address, stride, 0])
-        }
-        Sequences::SeqIdx(v) => (2, strided(v)),
-    };
-    let SelectiveProblem { seqlen, .. } = shape.problem;
-    if kind == 2 && seqlen >= 1 << 31 {
-        return Err(Error::Unsupported { what: format!("seq_idx with rows of {seqlen} positions") });
-    }
-    let items = shape.items(Some(kind));
     let mut ws = ws.reborrow();
-    let room = Room::new(&shape, items, kind == 2, &mut ws)?;
-    let run = Run { engine, shape, room, items, kind, sequences };
+    let run = Run::new(engine, &args, saved, &mut ws)?;
     run.plan(args.inputs.initial_state.is_some())?;
     run.padding(&args.grads)?;
     let params = run.walk_params(&args);
-    // A sequence of one item only asks what reaches its initial state.
-    if seqlen > CHUNK || args.grads.initial_state.is_some() {
-        run.walk(true, 0, items, &params)?;
+    if run.shape.tiles {
+        if saved.is_none() {
+            run.states(&args, &params)?;
+        }
+        run.tiles(&args, &params)?;
+        return run.totals(&args.grads);
     }
-    run.carry(&args)?;
+    // A sequence of one item only asks what reaches its initial state.
+    if run.shape.problem.seqlen > CHUNK || args.grads.initial_state.is_some() {
+        run.walk(true, 0, run.items, &params)?;
+    }
+    run.carry(&args, Known::Nothing)?;
     run.slabs(&params, &args.grads)?;
     run.totals(&args.grads)
+}
+
+/// Writes the states before every 16 steps to `saved`, for [`backward`].
+pub(super) fn save<I: Input, W: Weight<Real = I::Accum>>(
+    engine: &Cuda,
+    inputs: SelectiveInputs<'_, I, W, Device>,
+    saved: i64,
+    ws: &mut Workspace<'_, Device>,
+) -> Result<(), Error> {
+    // No gradient is wanted; any operand by position stands for that of out.
+    let args = SelectiveBwd { inputs, grad_out: inputs.u, grad_last_state: None, grads: SelectiveGrads::default() };
+    let mut ws = ws.reborrow();
+    let run = Run::new(engine, &args, Some(saved), &mut ws)?;
+    run.plan(inputs.initial_state.is_some())?;
+    run.states(&args, &run.walk_params(&args))
+}
+
+/// What of the carry is known already, or nobody's wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    States,
+    Gradients,
 }
 
 /// One call.
@@ -252,7 +305,31 @@ fn constant<I: Input, W: Weight<Real = I::Accum>>(grad: Option<&CoefficientGrad<
     }
 }
 
-impl Run<'_> {
+impl<'e> Run<'e> {
+    fn new<I: Input, W: Weight<Real = I::Accum>>(
+        engine: &'e Cuda,
+        args: &SelectiveBwd<'_, I, W, Device>,
+        saved: Option<i64>,
+        ws: &mut Workspace<'_, Device>,
+    ) -> Result<Self, Error> {
+        let shape = Shape::new::<I, W>(engine, &args.check()?);
+        let (kind, sequences) = match &args.inputs.sequences {
+            Sequences::Rows => (0, [0; 3]),
+            Sequences::CuSeqlens(v) => {
+                let [address, stride]: Strided<2> = strided(v);
+                (1, [address, stride, 0])
+            }
+            Sequences::SeqIdx(v) => (2, strided(v)),
+        };
+        let SelectiveProblem { seqlen, .. } = shape.problem;
+        if kind == 2 && seqlen >= 1 << 31 {
+            return Err(Error::Unsupported { what: format!("seq_idx with rows of {seqlen} positions") });
+        }
+        let items = shape.items(Some(kind));
+        let room = Room::new(&shape, items, kind == 2, saved, ws)?;
+        Ok(Run { engine, shape, room, items, kind, sequences })
+    }
+
     fn plan(&self, initial: bool) -> Result<(), Error> {
         let SelectiveProblem { batch, seqlen, states, .. } = self.shape.problem;
         let row = seqlen.div_ceil(CHUNK);
@@ -345,6 +422,13 @@ impl Run<'_> {
             along_c: flag(along_c),
             vary_b: flag(groups_b.is_some()),
             vary_c: flag(groups_c.is_some()),
+            kept: room.kept,
+            kept_row: 0,
+            per_row: seqlen.div_ceil(CHUNK) as i64,
+            decay: room.decay,
+            initial: optional(inputs.initial_state.as_ref()),
+            grad_last: optional(args.grad_last_state.as_ref()),
+            grad_initial: optional_mut(grads.initial_state.as_ref()),
         }
     }
 
@@ -356,7 +440,56 @@ impl Run<'_> {
         self.engine.run(&walk, grid, &WalkParams { first: first as i64, ..*params })
     }
 
-    fn carry<I: Input, W: Weight<Real = I::Accum>>(&self, args: &SelectiveBwd<'_, I, W, Device>) -> Result<(), Error> {
+    /// One kernel in tiles over `count` items from `first` on, or over as many rows from the first one on.
+    fn tile(&self, kind: Kind, walk: bool, [first, count]: [usize; 2], params: &WalkParams) -> Result<(), Error> {
+        let kernel = Tiles { storage: self.shape.types.storage, kind, walk };
+        let mut grid = Grid::new(count * self.shape.blocks, 128);
+        grid.shared = kernel.shared() as u32;
+        self.engine.run(&kernel, grid, &WalkParams { first: first as i64, ..*params })
+    }
+
+    /// Rows that blocks walk; none where items run side by side.
+    fn walked(&self) -> Option<usize> {
+        let SelectiveProblem { batch, seqlen, .. } = self.shape.problem;
+        (self.kind == 0 && self.shape.walk && seqlen > 0).then_some(batch)
+    }
+
+    /// The states before every tile: of whole rows by blocks that walk, or of items side by side.
+    fn states<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        args: &SelectiveBwd<'_, I, W, Device>,
+        params: &WalkParams,
+    ) -> Result<(), Error> {
+        if let Some(rows) = self.walked() {
+            return self.tile(Kind::States, true, [0, rows], params);
+        }
+        if self.shape.problem.seqlen > CHUNK {
+            self.tile(Kind::Local, false, [0, self.items], params)?;
+        }
+        self.carry(args, Known::Gradients)?;
+        self.tile(Kind::States, false, [0, self.items], params)
+    }
+
+    /// The gradients from the states before tiles.
+    fn tiles<I: Input, W: Weight<Real = I::Accum>>(&self, args: &SelectiveBwd<'_, I, W, Device>, params: &WalkParams) -> Result<(), Error> {
+        if let Some(rows) = self.walked() {
+            self.tile(Kind::Back, true, [0, rows], params)?;
+            return self.shares(&args.grads, 0, self.items);
+        }
+        if self.shape.problem.seqlen > CHUNK || args.grads.initial_state.is_some() {
+            self.tile(Kind::Lambda, false, [0, self.items], params)?;
+        }
+        self.carry(args, Known::States)?;
+        let slab = self.shape.slab(self.items);
+        for first in (0..self.items).step_by(slab) {
+            let count = slab.min(self.items - first);
+            self.tile(Kind::Back, false, [first, count], params)?;
+            self.shares(&args.grads, first, count)?;
+        }
+        Ok(())
+    }
+
+    fn carry<I: Input, W: Weight<Real = I::Accum>>(&self, args: &SelectiveBwd<'_, I, W, Device>, known: Known) -> Result<(), Error> {
         let SelectiveProblem { dim, dstate, states, .. } = self.shape.problem;
         let state = |v: Option<&View<'_, W, 3, Device>>| -> Strided<4> { optional(v) };
         let params = CarryParams {
@@ -371,6 +504,8 @@ impl Run<'_> {
             states: states as i64,
             dim: dim as i64,
             dstate: dstate as i64,
+            decay: if self.shape.tiles { self.room.decay } else { self.room.prod },
+            known: known as i64,
         };
         let grid = Grid::new((states * dim * dstate).div_ceil(128), 128);
         self.engine.run(&kernels::Carry(self.shape.types.weights_only()), grid, &params)
@@ -386,10 +521,21 @@ impl Run<'_> {
         for first in (0..self.items).step_by(slab) {
             let count = slab.min(self.items - first);
             self.walk(false, first, count, params)?;
-            for (grad, parts) in [&grads.B, &grads.C].into_iter().zip(self.room.shares) {
-                if let Some(v) = varying(grad.as_ref()) {
-                    self.rows(strided_mut(v), v.dims()[2], parts, [first, count])?;
-                }
+            self.shares(grads, first, count)?;
+        }
+        Ok(())
+    }
+
+    /// ∂B and ∂C of the items of a slab.
+    fn shares<I: Input, W: Weight<Real = I::Accum>>(
+        &self,
+        grads: &SelectiveGrads<'_, I, W, Device>,
+        first: usize,
+        count: usize,
+    ) -> Result<(), Error> {
+        for (grad, parts) in [&grads.B, &grads.C].into_iter().zip(self.room.shares) {
+            if let Some(v) = varying(grad.as_ref()) {
+                self.rows(strided_mut(v), v.dims()[2], parts, [first, count])?;
             }
         }
         Ok(())

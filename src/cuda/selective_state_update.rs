@@ -31,6 +31,16 @@ pub struct StateUpdate {
     vector: bool,
 }
 
+/// A variant that takes four rows at once: real states, everything contiguous in N.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    dtype: Dtype,
+    state: Dtype,
+}
+
+/// Rows of a thread of [`Rows`], and states of a thread.
+const ROWS: usize = 4;
+
 params! {
     /// Parameters of a step.
     pub struct StepParams {
@@ -46,6 +56,7 @@ params! {
         state: Strided<4>,
         slots: Strided<2>,
         out: Strided<3>,
+        batch: u64,
         dim: u64,
         dstate: u64,
         /// State slots that there are.
@@ -119,6 +130,25 @@ impl Kernel for StateUpdate {
     }
 }
 
+impl Kernel for Rows {
+    const TEMPLATE: Template = template!("selective_state_update_rows");
+    type Params = StepParams;
+
+    fn entry(&self) -> String {
+        format!("selective_state_update_rows_{}_f32_s{}", self.dtype.name(), self.state.name())
+    }
+
+    fn vars(&self) -> Vars {
+        let bytes = if self.state == Dtype::F32 { 4 } else { 2 };
+        storage(Vars::new(), self.dtype).text("S", self.state.name()).int("SB", bytes)
+    }
+
+    fn shipped() -> Vec<Self> {
+        let real = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+        real.into_iter().flat_map(|dtype| real.map(|state| Rows { dtype, state })).collect()
+    }
+}
+
 /// The real type that a state's storage has pairs of, or is.
 fn part(dtype: Dtype) -> Dtype {
     match dtype {
@@ -187,9 +217,11 @@ pub(super) fn update<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>
         state,
         slots: optional(args.slots.as_ref()),
         out: strided_mut(&args.out),
+        batch: problem.batch as u64,
         dim: problem.dim as u64,
         dstate: problem.dstate as u64,
-        states: problem.states as u64,
+        // A slot has 31 bits.
+        states: problem.states.min(1 << 31) as u64,
         per_b,
         per_c,
         tiles: u32::try_from(tiles).map_err(|_| Error::Unsupported { what: format!("{} channels", problem.dim) })?,
@@ -197,5 +229,13 @@ pub(super) fn update<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>
         flags: flags.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum(),
         unused: 0,
     };
+    // Whole blocks of four states, one a thread.
+    let short = problem.batch.max(problem.dim) < (1 << 31) - THREADS as usize;
+    let fits = short && (2 * ROWS..=ROWS << MAX_LANES).contains(&problem.dstate) && logp >= 2;
+    let near = !b_constant && !c_constant && aligned(&B, size_of::<I>(), ROWS) && aligned(&C, size_of::<I>(), ROWS);
+    if kernel.vector && !kernel.complex && I::DTYPE != Dtype::F64 && fits && near && args.options.rule == Rule::Euler {
+        let rows = Rows { dtype: I::DTYPE, state: kernel.state };
+        return engine.run(&rows, Grid::new(problem.batch.div_ceil(ROWS).saturating_mul(tiles), THREADS), &params);
+    }
     engine.run(&kernel, Grid::new(problem.batch.saturating_mul(tiles), THREADS), &params)
 }

@@ -38,9 +38,11 @@ pub fn variants() -> Vec<Variant> {
     add::<bwd::Padding>(&mut all);
     add::<bwd::Plan>(&mut all);
     add::<bwd::Rows>(&mut all);
+    add::<bwd::Tiles>(&mut all);
     add::<bwd::Totals>(&mut all);
     add::<bwd::Walk>(&mut all);
     add::<super::selective_state_update::StateUpdate>(&mut all);
+    add::<super::selective_state_update::Rows>(&mut all);
     add::<linear::Tiles>(&mut all);
     add::<linear::Bias>(&mut all);
     add::<linear::TilesMma>(&mut all);
@@ -62,6 +64,7 @@ pub fn variants() -> Vec<Variant> {
     add::<sum::SumColumns>(&mut all);
     add::<super::selective_scan_fwd::Carries>(&mut all);
     add::<super::selective_scan_fwd::Forward>(&mut all);
+    add::<super::selective_scan_fwd::Tile>(&mut all);
     add::<super::selective_scan_fwd::Local>(&mut all);
     all
 }

@@ -85,10 +85,10 @@ fn is_small(m: usize, n: usize) -> bool {
     padded(m, n).iter().product::<usize>() <= SMALL
 }
 
-/// sums = lhs·rhs for (m, k) by (k, n), row by row of the padded sizes; those that were not asked for are arbitrary. Strides of
-/// the factors are not negative. Each sum is one chain of multiply-adds in the order of k, which is at most 512.
+/// sums = lhs·rhs for (m, k) by (k, n), or added to what is there, row by row of the padded sizes; those that were not asked for are
+/// arbitrary. Strides of the factors are not negative. Each sum is one chain of multiply-adds in the order of k, which is at most 512.
 #[cfg(feature = "gemm")]
-fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A]) {
+fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A], add: bool) {
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
     let [rows, columns] = padded(m, n);
     assert!(rhs.dims()[0] == k && sums.len() == rows * columns && m > 0 && n > 0 && k > 0);
@@ -112,14 +112,14 @@ fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A]) {
             sums.as_mut_ptr(),
             1,
             columns as isize,
-            false,
+            add,
             lhs.as_ptr(),
             lhs_depth,
             lhs_row,
             rhs.as_ptr(),
             rhs_column,
             rhs_depth,
-            zero,
+            if add { one } else { zero },
             one,
             false,
             false,
@@ -129,11 +129,13 @@ fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A]) {
     }
 }
 
-/// sums = lhs·rhs for (m, k) by (k, n), row by row of the padded sizes; those that were not asked for are 0.
+/// sums = lhs·rhs for (m, k) by (k, n), or added to what is there, row by row of the padded sizes; those that were not asked for stay.
 #[cfg(not(feature = "gemm"))]
-fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A]) {
+fn multiply<A: Real>(lhs: View<'_, A, 2>, rhs: View<'_, A, 2>, sums: &mut [A], add: bool) {
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
-    sums.fill(A::ZERO);
+    if !add {
+        sums.fill(A::ZERO);
+    }
     for (i, row) in sums.chunks_exact_mut(padded(m, n)[1]).take(m).enumerate() {
         for p in 0..k {
             let left = lhs.get([i, p]);

@@ -24,6 +24,7 @@ use crate::view::{Cut, View, ViewMut};
 
 mod backward;
 mod decode;
+mod fused;
 mod loss;
 
 pub use decode::Decoder;
@@ -42,6 +43,17 @@ pub struct MambaLm<E> {
     par: Par,
     config: ModelConfig,
     sizes: Sizes,
+    packing: Packing,
+}
+
+/// How a decoder of the SIMD engine in f32 keeps its copy of the weights of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Packing {
+    /// With the values they have: as bf16 where all of them are numbers of bf16, else as f32.
+    #[default]
+    Exact,
+    /// Rounded to bf16, which halves what a step reads. Prompts are read with the weights as they were given.
+    Bf16,
 }
 
 /// The state of every layer for a number of rows or sequences.
@@ -168,7 +180,12 @@ impl<E: HostEngine> MambaLm<E> {
         if matches!(par, Par::Part { .. }) {
             return Err(Error::Unsupported { what: "a model whose caller brings the threads".into() });
         }
-        Ok(MambaLm { engine, par, config, sizes })
+        Ok(MambaLm { engine, par, config, sizes, packing: Packing::Exact })
+    }
+
+    /// The same model with another packing of the weights of its decoders.
+    pub fn with_packing(self, packing: Packing) -> Self {
+        MambaLm { packing, ..self }
     }
 
     /// Its configuration.

@@ -23,7 +23,7 @@ pub use generate::{Decode, Generation, LanguageModel, generate};
 #[cfg(feature = "cuda")]
 pub use gpu::{GpuDecoder, GpuLm, GpuMemory, GpuParameters, GpuState, GpuTrainer, StepReport};
 pub use init::init;
-pub use lm::{Decoder, IGNORE, LmMemory, Loss, MambaLm, ModelState};
+pub use lm::{Decoder, IGNORE, LmMemory, Loss, MambaLm, ModelState, Packing};
 pub use optimizer::{AdamW, AdamWOptions, Schedule, gradient_norm};
 pub use parameters::{Kind, Layer, Parameters, Spec, expected};
 pub use rng::Rng;

@@ -25,8 +25,10 @@ struct Case {
     bias: bool,
     silu: bool,
     window: bool,
+    /// Whether the final window has a gradient.
+    final_grad: bool,
     packing: Packing,
-    /// Axes of x and out from the slowest to the fastest; random where None.
+    /// Axes of x, out and their gradients from the slowest to the fastest; random where None.
     order: Option<[usize; 3]>,
     seed: u64,
 }
@@ -58,12 +60,16 @@ impl<I: Input> Conv<I> {
             Some(order) => Tensor::zeros(case.dims, order, 0, 1).filled(draw, -1.0, 1.0),
             None => Tensor::scattered(draw, case.dims, -1.0, 1.0),
         };
+        let grad_out = match case.order {
+            Some(order) => Tensor::zeros(case.dims, order, 0, 1).filled(draw, -1.0, 1.0),
+            None => Tensor::scattered(draw, case.dims, -1.0, 1.0),
+        };
         Conv {
             x,
             weight: Tensor::scattered(draw, [case.dims[2], case.width], -1.0, 1.0),
             bias: case.bias.then(|| Tensor::scattered(draw, [case.dims[2]], -0.5, 0.5)),
             window: case.window.then(|| Tensor::scattered(draw, window, -1.0, 1.0)),
-            grad_out: Tensor::scattered(draw, case.dims, -1.0, 1.0),
+            grad_out,
             grad_final: Tensor::scattered(draw, window, -1.0, 1.0),
             case,
         }
@@ -120,7 +126,7 @@ impl<I: Input> Conv<I> {
             bias: self.bias.is_some().then(|| out.bias.view_mut()),
             initial_window: self.window.is_some().then(|| gw.view_mut()),
         };
-        let (grad_out, grad_final_window) = (self.grad_out.view(), Some(self.grad_final.view()));
+        let (grad_out, grad_final_window) = (self.grad_out.view(), self.case.final_grad.then(|| self.grad_final.view()));
         let args = ConvBwd { inputs: self.inputs(), grad_out, grad_final_window, grads };
         let bytes = engine.causal_conv1d_bwd_workspace::<I>(&problem);
         engine.causal_conv1d_bwd(args, &mut Buffer::new().workspace(bytes)).unwrap();
@@ -183,7 +189,8 @@ fn cases(lengths: &[usize]) -> Vec<Case> {
                     _ => Packing::Ids(ids(&mut draw, dims)),
                 };
                 let (order, seed) = (ORDERS[draw.below(3)], draw.bits() >> 8);
-                cases.push(Case { dims, width, bias: draw.coin(), silu: draw.coin(), window: draw.coin(), packing, order, seed });
+                let [bias, silu, window, final_grad] = core::array::from_fn(|_| draw.coin());
+                cases.push(Case { dims, width, bias, silu, window, final_grad, packing, order, seed });
             }
         }
     }
@@ -202,11 +209,59 @@ fn agrees_with_the_specification() {
     }
 }
 
+/// Whole runs and chunks, at both ends of rows, by vectors and by elements.
+fn long_rows<I: Input>(seed: u64) {
+    for (i, width) in [2usize, 3, 4].into_iter().enumerate() {
+        for (j, packing) in [Packing::Rows, Packing::Offsets(vec![0, 150, 264]), Packing::Ids(vec![7; 264])].into_iter().enumerate() {
+            let dims = [1, 264, 6];
+            let [window, final_grad, silu] = [i == 1, j == 1, i + j != 3];
+            let case = Case { dims, width, bias: true, silu, window, final_grad, packing, order: ORDERS[0], seed: seed + width as u64 };
+            check::<I>(&case);
+            let whole = Conv::<I>::new(&case);
+            let want = whole.run(&carried());
+            // Channels that are no neighbours, time by vectors, time by elements.
+            for (order, pad) in [([0, 1, 2], 1), ([0, 2, 1], 0), ([0, 2, 1], 1)] {
+                let mut other = Conv::<I>::new(&Case { order: if pad == 0 { Some(order) } else { None }, ..case.clone() });
+                let like = |of: &Tensor<I, 3>| {
+                    let mut to = Tensor::zeros(dims, order, pad, 1);
+                    each(dims, |i| to.view_mut().set(i, of.view().get(i)));
+                    to
+                };
+                (other.x, other.grad_out) = (like(&whole.x), like(&whole.grad_out));
+                (other.weight, other.bias) = (whole.weight.clone(), whole.bias.clone());
+                (other.window, other.grad_final) = (whole.window.clone(), whole.grad_final.clone());
+                let got = other.run(&carried());
+                let what = format!("{order:?} {pad} {case:?}");
+                (0..4).for_each(|i| assert_eq!(got.by_position[i].numbers(), want.by_position[i].numbers(), "{} {what}", NAMES[i]));
+                assert_eq!((got.weight.numbers(), got.bias.numbers()), (want.weight.numbers(), want.bias.numbers()), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_rows_have_the_same_bits_in_every_layout() {
+    long_rows::<f32>(20);
+    long_rows::<f64>(30);
+    long_rows::<f16>(40);
+    long_rows::<bf16>(50);
+}
+
 #[test]
 fn both_layouts_and_every_packing_have_the_same_bits() {
     for width in [2, 3, 4, 6] {
         let dims = [1, 300, 37];
-        let case = Case { dims, width, bias: true, silu: true, window: false, packing: Packing::Rows, order: ORDERS[0], seed: 9 };
+        let case = Case {
+            dims,
+            width,
+            bias: true,
+            silu: true,
+            window: false,
+            final_grad: true,
+            packing: Packing::Rows,
+            order: ORDERS[0],
+            seed: 9,
+        };
         let whole = Conv::<f32>::new(&case);
         let want = whole.run(&carried());
         let mut turned = Conv::<f32>::new(&case);
@@ -302,7 +357,7 @@ fn offsets_and_ids_may_be_anything() {
 /// Steps one position at a time: the bits of forward, the window that forward leaves; skipped rows keep theirs.
 fn steps<I: Input>(width: usize, silu: bool, seed: u64) {
     let dims @ [batch, seqlen, dim] = [3, 6, 131];
-    let case = Case { dims, width, bias: silu, silu, window: true, packing: Packing::Rows, order: None, seed };
+    let case = Case { dims, width, bias: silu, silu, window: true, final_grad: false, packing: Packing::Rows, order: None, seed };
     let conv = Conv::<I>::new(&case);
     let forward = conv.run(&carried());
     let start = conv.window.as_ref().unwrap();

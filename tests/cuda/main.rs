@@ -16,10 +16,13 @@ mod linear;
 mod mamba_block;
 #[cfg(feature = "model")]
 mod model;
+#[path = "../it/norm_data.rs"]
+mod norm_data;
 mod rms_norm;
 mod scan;
 mod selective_scan_bwd;
 mod selective_scan_fwd;
+mod selective_scan_saved;
 mod selective_state_update;
 mod shared;
 mod tensor;

@@ -7,55 +7,13 @@ use selective_scan::naive::Naive;
 use selective_scan::view::{View, ViewMut};
 
 use super::engine;
+use super::norm_data::{Data, data};
 use super::tensor::{LAYOUTS, Layout, Tensor, named, with_workspace};
-use super::tensors::{alone, assert_bits, assert_rounded, error, numbers, stored, wide};
+use super::tensors::{alone, assert_bits, assert_rounded, error, stored, wide};
 
 /// Around the sizes of warps, of what a thread keeps and of blocks of rows.
 const SIZES: [[usize; 2]; 11] = [[1, 1], [2, 3], [17, 8], [33, 40], [5, 257], [3, 1000], [2, 2561], [2, 8193], [0, 5], [4, 0], [40, 2]];
 const EPS: f64 = 1e-5;
-
-#[derive(Clone)]
-struct Data {
-    dims: [usize; 2],
-    stream: bool,
-    /// Whether there is a gate, and whether the norm comes before it.
-    gate: Option<bool>,
-    group_size: Option<usize>,
-    z: Vec<f64>,
-    x: Vec<f64>,
-    residual: Vec<f64>,
-    weight: Vec<f64>,
-    grad_out: Vec<f64>,
-    grad_stream: Vec<f64>,
-}
-
-fn data(dims @ [rows, columns]: [usize; 2], stream: bool) -> Data {
-    let of = |seed| numbers(rows * columns, seed);
-    let z = of(6).into_iter().map(|z| 2.0 * z).collect();
-    let (x, residual, weight, grad_out, grad_stream) = (of(1), of(2), numbers(columns, 3), of(4), of(5));
-    Data { dims, stream, gate: None, group_size: None, z, x, residual, weight, grad_out, grad_stream }
-}
-
-impl Data {
-    /// The largest group that is not a row, or one that would do for any row of no columns.
-    fn grouped(self) -> Self {
-        let columns = self.dims[1];
-        let size = (1..=columns / 2).rev().find(|&size| columns.is_multiple_of(size)).unwrap_or(if columns == 0 { 3 } else { 1 });
-        Data { group_size: Some(size), ..self }
-    }
-
-    fn gated(self, norm_before_gate: bool) -> Self {
-        Data { gate: Some(norm_before_gate), ..self }
-    }
-
-    fn options(&self) -> NormOptions {
-        NormOptions { norm_before_gate: self.gate == Some(true), group_size: self.group_size }
-    }
-
-    fn name(&self) -> String {
-        format!("{:?}, stream {}, gate {:?}, groups of {:?}", self.dims, self.stream, self.gate, self.group_size)
-    }
-}
 
 /// Without a gate, with one on either side, and in groups.
 fn all() -> impl Iterator<Item = Data> {

@@ -485,3 +485,54 @@ fn hostile_sequences_stay_inside() {
         }
     }
 }
+
+/// The states that a training forward keeps are those before their steps, in both schedules.
+#[test]
+fn states_on_the_way_are_kept() {
+    use super::tensor::{LAYOUTS, Tensor, with_workspace};
+    use selective_scan::buffer::Workspace;
+    use selective_scan::view::Device;
+
+    let (dim, n, every, layout) = (3, 16, 32, LAYOUTS[0]);
+    let values = |count: usize| (0..count).map(|i| (i % 7) as f32 * 0.25 - 0.5).collect::<Vec<f32>>();
+    let a = Tensor::filled([dim, n], layout, -0.7f32);
+    let run = |regime: Regime, seqlen: usize| {
+        let engine = super::engine().clone().with_regime(Some(regime));
+        let x = Tensor::new([1, seqlen, dim], layout, &values(seqlen * dim));
+        let b = Tensor::new([1, seqlen, 1, n], layout, &values(seqlen * n));
+        let (mut out, mut last) = (Tensor::filled([1, seqlen, dim], layout, 0.0f32), Tensor::filled([1, dim, n], layout, 0.0f32));
+        let slots = seqlen.div_ceil(every);
+        let mut saved = Tensor::filled([slots, dim, n], layout, 7.0f32);
+        let args = SelectiveFwd::<f32, f32, Device> {
+            inputs: SelectiveInputs {
+                u: x.view(),
+                delta: x.view(),
+                A: a.view(),
+                B: Coefficient::Varying(b.view()),
+                C: Coefficient::Varying(b.view()),
+                D: None,
+                z: None,
+                delta_bias: None,
+                initial_state: None,
+                sequences: Sequences::Rows,
+                options: SelectiveOptions { delta_softplus: true, ..Default::default() },
+            },
+            out: out.view_mut(),
+            last_state: Some(last.view_mut()),
+        };
+        let bytes = engine.selective_scan_fwd_workspace::<f32, f32>(&args.check().unwrap());
+        let mut into = saved.view_mut();
+        with_workspace(bytes, |ws: &mut Workspace<'_, Device>| engine.selective_scan_fwd_with_states(args, every, &mut into, ws)).unwrap();
+        engine.synchronize().unwrap();
+        (saved.values(), last.values())
+    };
+    let (walked, split) = (run(Regime::Walk, 300).0, run(Regime::Split, 300).0);
+    assert!(walked == split, "walked and split states differ");
+    assert!(walked[..dim * n].iter().all(|&x| x == 0.0));
+    for slot in [1usize, 4, 7, 9] {
+        let want = run(Regime::Walk, slot * every).1;
+        for (x, y) in walked[slot * dim * n..].iter().zip(&want) {
+            assert!((x - y).abs() < 1e-5, "slot {slot}: {x}, {y} is right");
+        }
+    }
+}

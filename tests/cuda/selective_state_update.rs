@@ -21,9 +21,10 @@ enum Coef<I: Input, W: Weight<Real = I::Accum>> {
 }
 
 impl<I: Input, W: Weight<Real = I::Accum>> Coef<I, W> {
-    fn draw(draw: &mut Draw, [batch, dim, n]: [usize; 3], groups: usize) -> Self {
+    fn draw(draw: &mut Draw, [batch, dim, n]: [usize; 3], groups: usize, near: bool) -> Self {
         match groups {
             0 => Coef::Constant(Tensor::scattered(draw, [dim, n], -1.0, 1.0)),
+            groups if near => Coef::Varying(Tensor::random(draw, [batch, groups, n], -1.0, 1.0)),
             groups => Coef::Varying(Tensor::scattered(draw, [batch, groups, n], -1.0, 1.0)),
         }
     }
@@ -82,11 +83,9 @@ impl<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>> Step<I, W, S> 
             Some(order) => Tensor::zeros([count, dim, n], order, 0, 1).filled(draw, -1.0, 1.0),
             None => Tensor::scattered(draw, [count, dim, n], -1.0, 1.0),
         };
-        let a = if case.order == Some([0, 1, 2]) {
-            Tensor::random(draw, [dim, n], -3.0, -0.05)
-        } else {
-            Tensor::scattered(draw, [dim, n], -3.0, -0.05)
-        };
+        // A contiguous state comes with contiguous A, B and C.
+        let near = case.order == Some([0, 1, 2]);
+        let a = if near { Tensor::random(draw, [dim, n], -3.0, -0.05) } else { Tensor::scattered(draw, [dim, n], -3.0, -0.05) };
         Step {
             u: Tensor::scattered(draw, [batch, dim], -1.0, 1.0),
             delta: if delta_softplus {
@@ -95,8 +94,8 @@ impl<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>> Step<I, W, S> 
                 Tensor::scattered(draw, [batch, dim], 0.0, 1.0)
             },
             a,
-            b: Coef::draw(draw, dims, case.groups[0]),
-            c: Coef::draw(draw, dims, case.groups[1]),
+            b: Coef::draw(draw, dims, case.groups[0], near),
+            c: Coef::draw(draw, dims, case.groups[1], near),
             skip: skip.then(|| Tensor::scattered(draw, [dim], -1.0, 1.0)),
             z: gate.then(|| Tensor::scattered(draw, [batch, dim], -4.0, 4.0)),
             bias: bias.then(|| Tensor::scattered(draw, [dim], 0.0, 0.5)),
@@ -209,15 +208,52 @@ fn options_by_pairs() {
     }
 }
 
+/// The states turned so that channels are neighbours.
+fn turned<I: Input, S: Element<Arith = f32>>(case: Case) -> Step<I, f32, S>
+where
+    f32: Weight<Real = I::Accum>,
+{
+    let mut step = Step::<I, f32, S>::new(case);
+    let dims = step.state.view().dims();
+    let mut state = Tensor::<S, 3>::zeros(dims, [2, 0, 1], 3, 1);
+    super::arrays::each(dims, |i| state.view_mut().set(i, step.state.view().get(i)));
+    step.state = state;
+    step
+}
+
+/// Four rows a thread, with every number of lanes a channel and rows that are no multiple of four, against the general kernel.
+fn rows_by_fours<I: Input, S: Element<Arith = f32>>()
+where
+    f32: Weight<Real = I::Accum>,
+{
+    for (i, n) in [8usize, 16, 24, 60, 128].into_iter().enumerate() {
+        let on = core::array::from_fn(|bit| (0b10110 + 11 * i) >> bit & 1 == 1);
+        let groups = [[1, 6], [2, 1], [3, 2]][i % 3];
+        let case = Case { dims: [[5, 8, 1, 6, 3][i], 6, n], groups, on, rule: Rule::Euler, order: Some([0, 1, 2]), seed: 40 + i as u64 };
+        check::<I, f32, S>(case);
+        let (mut step, mut other) = (Step::<I, f32, S>::new(case), turned::<I, S>(case));
+        step.run(&carried());
+        other.run(&carried());
+        assert_eq!((step.out.numbers(), step.state.numbers()), (other.out.numbers(), other.state.numbers()), "{case:?}");
+    }
+}
+
+#[test]
+fn four_rows_at_once_have_the_bits_of_one() {
+    rows_by_fours::<f32, f32>();
+    rows_by_fours::<f32, f16>();
+    rows_by_fours::<f16, bf16>();
+    rows_by_fours::<f16, f16>();
+    rows_by_fours::<bf16, f32>();
+    rows_by_fours::<bf16, bf16>();
+}
+
 #[test]
 fn layouts_have_the_same_bits_and_rows_do_not_depend_on_others() {
     let case =
         Case { dims: [3, 20, 24], groups: [4, 0], on: [true, true, true, true, false], rule: Rule::Zoh, order: Some([0, 1, 2]), seed: 3 };
     let mut whole = Step::<f32, f32, f32>::new(case);
-    let mut turned = Step::<f32, f32, f32>::new(case);
-    let mut state = Tensor::<f32, 3>::zeros([3, 20, 24], [2, 0, 1], 3, 1);
-    super::arrays::each([3, 20, 24], |i| state.view_mut().set(i, turned.state.view().get(i)));
-    turned.state = state;
+    let mut turned = turned::<f32, f32>(case);
     whole.run(&carried());
     turned.run(&carried());
     assert_eq!(whole.out.numbers(), turned.out.numbers());
@@ -245,8 +281,12 @@ fn layouts_have_the_same_bits_and_rows_do_not_depend_on_others() {
 
 #[test]
 fn slots_that_there_are_not_touch_nothing() {
-    let engine = super::engine();
-    let (dim, n) = (5usize, 6usize);
+    strange_slots(6);
+    strange_slots(8);
+}
+
+fn strange_slots(n: usize) {
+    let (engine, dim) = (super::engine(), 5usize);
     let ones = |len: usize| engine.upload(&vec![1.0f32; len]).unwrap();
     let (u, a, b) = (ones(4 * dim), ones(dim * n), ones(4 * n));
     let (mut state, mut out) = (ones(2 * dim * n), ones(4 * dim));

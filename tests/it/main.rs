@@ -25,6 +25,7 @@ mod mamba_block;
 mod model;
 mod monoid;
 mod nan_contract;
+mod norm_data;
 mod problems;
 mod rms_norm;
 mod scan_properties;

@@ -10,7 +10,7 @@ use selective_scan::block::HostEngine;
 use selective_scan::cpu::Cpu;
 use selective_scan::element::Real;
 use selective_scan::model::{
-    Decoder, Generation, IGNORE, LmMemory, MambaLm, ModelConfig, ModelState, Parameters, Rng, Sampling, generate, init,
+    Decoder, Generation, IGNORE, LmMemory, MambaLm, ModelConfig, ModelState, Packing, Parameters, Rng, Sampling, generate, init,
 };
 use selective_scan::naive::Naive;
 use selective_scan::par::Par;
@@ -210,4 +210,75 @@ fn wrong_operands_are_named() {
     }
     assert!(model.logits(&parameters, &[], 0, &mut memory).unwrap().is_empty());
     assert!(MambaLm::new(config, Naive, Par::Part { index: 0, count: 1, phase: 0 }).is_err());
+}
+
+/// A configuration of several parts of channels, the last of them padded, large enough for fused steps.
+fn wide(tied: bool) -> ModelConfig {
+    let use_bias = tied;
+    ModelConfig { vocab_size: 75, hidden_size: 41, intermediate_size: 328, state_size: 5, time_step_rank: 51, use_bias, ..small(tied) }
+}
+
+/// What the fused steps of the SIMD engine give after a prompt each, with some rows a step: logits of all steps and the state.
+fn fused<E: HostEngine + Copy>(
+    engine: E,
+    parameters: &Parameters<f32>,
+    config: &ModelConfig,
+    prompts: &[&[u32]],
+    packing: Packing,
+) -> (Vec<Vec<f32>>, ModelState<f32>) {
+    let model = MambaLm::new(config.clone(), engine, Par::Seq).unwrap().with_packing(packing);
+    let mut decoder = Decoder::new(&model, parameters, prompts).unwrap();
+    let mut logits = vec![Vec::new(); prompts.len()];
+    for step in 0..6u32 {
+        let slots: Vec<i32> = (0..prompts.len() as i32).rev().filter(|slot| (*slot as u32 + step) % 3 != 2).collect();
+        let tokens: Vec<u32> = slots.iter().map(|&slot| (7 * slot as u32 + 11 * step) % 75).collect();
+        let out = decoder.step(&tokens, &slots).unwrap();
+        slots.iter().zip(out.chunks(config.vocab_size)).for_each(|(&slot, row)| logits[slot as usize].extend_from_slice(row));
+    }
+    (logits, decoder.state().into_owned())
+}
+
+#[test]
+fn fused_steps_have_one_result() {
+    for (tied, packing) in [(true, Packing::Exact), (false, Packing::Bf16)] {
+        let config = wide(tied);
+        let mut parameters = noisy::<f32>(&config);
+        if packing == Packing::Bf16 {
+            // A prompt is read with the weights as they are given, so that they should be the packed ones.
+            let round = |x: &mut f32| *x = half::bf16::from_f32(*x).to_f32();
+            let product = |name: &str| name.contains("_proj.weight") || name.contains("lm_head");
+            parameters
+                .tensors_mut()
+                .into_iter()
+                .filter(|(spec, _)| product(&spec.name))
+                .for_each(|(_, values)| values.iter_mut().for_each(round));
+        }
+        let texts: Vec<Vec<u32>> = (0..9).map(|i| tokens(1 + i % 3, 75, i as u64)).collect();
+        let prompts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        for isa in Isa::available() {
+            let cpu = Cpu::new().with_isa(isa).unwrap().with_par(Par::Seq);
+            let all = fused(cpu, &parameters, &config, &prompts, packing);
+            #[cfg(feature = "rayon")]
+            for threads in [1, 2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let run = || fused(cpu.with_par(Par::Rayon), &parameters, &config, &prompts, packing);
+                assert!(pool.install(run) == all, "{isa:?}, {threads} threads, {packing:?}");
+            }
+            // Kept as f32, because one of them is no number of bf16, weights give the same as in pairs.
+            if packing == Packing::Bf16 {
+                let mut other = parameters.clone();
+                other.lm_head.as_mut().unwrap()[0] = 0.1;
+                let plain = fused(cpu, &other, &config, &prompts, Packing::Exact);
+                let same = |a: &[f32], b: &[f32]| a.iter().zip(b).enumerate().all(|(i, (a, b))| i % config.vocab_size == 0 || a == b);
+                assert!(plain.1 == all.1 && plain.0.iter().zip(&all.0).all(|(a, b)| same(a, b)), "{isa:?}, kept as f32");
+            }
+            // The operators of the specification.
+            let general = fused(Naive, &parameters, &config, &prompts, Packing::Exact).1;
+            let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            for layer in 0..config.num_hidden_layers {
+                assert!(error(&wide(&all.1.states[layer]), &wide(&general.states[layer])) <= 2e-5, "{isa:?}");
+                assert!(error(&wide(&all.1.windows[layer]), &wide(&general.windows[layer])) <= 2e-5, "{isa:?}");
+            }
+        }
+    }
 }

@@ -9,53 +9,12 @@ use selective_scan::layers::norm::{
 use selective_scan::naive::Naive;
 use selective_scan::view::{View, ViewMut};
 
-use crate::tensors::{LAYOUTS, Layout, THREADS, Tensor, Threads, alone, assert_bits, assert_rounded, error, numbers, stored, wide};
+use crate::norm_data::{Data, data};
+use crate::tensors::{LAYOUTS, Layout, THREADS, Tensor, Threads, alone, assert_bits, assert_rounded, error, stored, wide};
 
 /// Rows and columns around the sizes of blocks and vectors.
 const SIZES: [[usize; 2]; 9] = [[1, 1], [2, 3], [31, 8], [32, 17], [33, 64], [70, 65], [3, 768], [0, 5], [4, 0]];
 const EPS: f64 = 1e-5;
-
-#[derive(Debug, Clone)]
-struct Data {
-    dims: [usize; 2],
-    stream: bool,
-    /// Whether there is a gate, and whether the norm comes before it.
-    gate: Option<bool>,
-    group_size: Option<usize>,
-    z: Vec<f64>,
-    x: Vec<f64>,
-    residual: Vec<f64>,
-    weight: Vec<f64>,
-    grad_out: Vec<f64>,
-    grad_stream: Vec<f64>,
-}
-
-fn data(dims @ [rows, columns]: [usize; 2], stream: bool) -> Data {
-    let of = |seed| numbers(rows * columns, seed);
-    let (x, residual, weight, grad_out, grad_stream, z) = (of(1), of(2), numbers(columns, 3), of(4), of(5), of(6));
-    Data { dims, stream, gate: None, group_size: None, z, x, residual, weight, grad_out, grad_stream }
-}
-
-impl Data {
-    /// The largest group that is not a row, or one that would do for any row of no columns.
-    fn grouped(self) -> Self {
-        let columns = self.dims[1];
-        let size = (1..=columns / 2).rev().find(|&size| columns.is_multiple_of(size)).unwrap_or(if columns == 0 { 3 } else { 1 });
-        Data { group_size: Some(size), ..self }
-    }
-
-    fn gated(self, norm_before_gate: bool) -> Self {
-        Data { gate: Some(norm_before_gate), ..self }
-    }
-
-    fn options(&self) -> NormOptions {
-        NormOptions { norm_before_gate: self.gate == Some(true), group_size: self.group_size }
-    }
-
-    fn name(&self) -> String {
-        format!("{:?}, stream {}, gate {:?}, groups of {:?}", self.dims, self.stream, self.gate, self.group_size)
-    }
-}
 
 fn nan<I: Input>() -> I {
     I::store(I::Accum::from_f64(f64::NAN))

@@ -3,6 +3,8 @@
 use core::arch::aarch64::*;
 use core::convert::identity;
 
+use half::bf16;
+
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector};
 
@@ -16,7 +18,7 @@ macro_rules! vector {
         splat $splat:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, abs $abs:ident, neg $neg:ident, round $round:ident, lt $lt:ident, eq $eq:ident, blend $blend:ident, words $words:ident,
         shift $shift:ident $width:literal, add_int $add_int:ident, to_int $to_int:ident, from_int $from_int:ident
-    }) => {
+    }, $($more:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -117,6 +119,7 @@ macro_rules! vector {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($add_int($to_int(self.0), $shift::<$width>($to_int(t.0)))) })
             }
+            $($more)*
         }
     };
 }
@@ -127,6 +130,15 @@ vector! {
         splat vdupq_n_f32, add vaddq_f32, sub vsubq_f32, mul vmulq_f32, div vdivq_f32, fma vfmaq_f32, fnma vfmsq_f32,
         max vmaxq_f32, min vminq_f32, abs vabsq_f32, neg vnegq_f32, round vrndnq_f32, lt vcltq_f32, eq vceqq_f32, blend vbslq_f32, words identity,
         shift vshlq_n_u32 23, add_int vaddq_u32, to_int vreinterpretq_u32_f32, from_int vreinterpretq_f32_u32
+    },
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let from = &from[..Self::LANES];
+        // SAFETY: `from` has as many words as the register; `self` exists, so the CPU has the instruction set.
+        Self(unsafe {
+            let words = vreinterpretq_u32_u8(vld1q_u8(from.as_ptr().cast()));
+            vreinterpretq_f32_u32(if SECOND { vandq_u32(words, vdupq_n_u32(0xffff_0000)) } else { vshlq_n_u32::<16>(words) })
+        })
     }
 }
 
@@ -136,5 +148,5 @@ vector! {
         splat vdupq_n_f64, add vaddq_f64, sub vsubq_f64, mul vmulq_f64, div vdivq_f64, fma vfmaq_f64, fnma vfmsq_f64,
         max vmaxq_f64, min vminq_f64, abs vabsq_f64, neg vnegq_f64, round vrndnq_f64, lt vcltq_f64, eq vceqq_f64, blend vbslq_f64, words vreinterpretq_u32_u64,
         shift vshlq_n_u64 52, add_int vaddq_u64, to_int vreinterpretq_u64_f64, from_int vreinterpretq_f64_u64
-    }
+    },
 }

@@ -4,10 +4,12 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod causal_conv1d;
+pub mod decode;
 pub mod discretize;
 pub mod exp;
 pub mod expm1;
 pub mod number;
+pub mod product;
 pub mod scan;
 pub mod selective_scan;
 pub mod selective_scan_bwd;

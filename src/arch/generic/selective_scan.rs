@@ -127,7 +127,7 @@ impl<'a> Ahead<'a> {
     pub(super) fn part<V: Vector>(&mut self, zero: V) {
         let (now, left) = self.left.split_at(self.each.min(self.left.len()));
         for &address in now {
-            zero.prefetch(address);
+            zero.prefetch::<true>(address);
         }
         self.left = left;
     }

@@ -2,7 +2,7 @@
 
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::arch::generic::exp;
 use crate::arch::generic::tables::Tables;
@@ -70,9 +70,6 @@ pub unsafe trait Vector:
     /// The bits of `self` plus those of `t` shifted left by the width of the mantissa: self·2^n for n in t's lowest bits, as long as
     /// neither `self` nor the result is subnormal or out of range.
     fn add_exponent(self, t: Self) -> Self;
-    /// Asks for the cache line at an address, which need not be one. A hint.
-    #[inline(always)]
-    fn prefetch(self, _address: usize) {}
     /// Element `r` of row `c` of `from`, from `at` on, to column `c` of row `r` of `to`, for eight of each; `to` has `stride` numbers a row.
     #[inline(always)]
     fn transpose(self, from: [&[Self::Real]; 8], at: usize, to: &mut [Self::Real], stride: usize) {
@@ -128,6 +125,21 @@ pub unsafe trait Vector:
         let half = (n * n.splat(Self::Real::HALF)).round();
         self * half.pow2() * (n - half).pow2()
     }
+
+    /// The first bf16 of each of `LANES` pairs, or the second: exact.
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let mut wide = self;
+        for (lane, pair) in wide.lanes_mut().iter_mut().zip(&from[..Self::LANES]) {
+            *lane = <Self::Real as crate::element::Real>::from_f64(f64::from(pair[usize::from(SECOND)]));
+        }
+        wide
+    }
+
+    /// Asks for a cache line that is read soon, at any address, into every cache if `NEAR` and else into all but the nearest;
+    /// where there is no such instruction it does nothing.
+    #[inline(always)]
+    fn prefetch<const NEAR: bool>(self, _address: usize) {}
 
     /// self·b − product, where `product` is the rounded self·b: what rounding took away.
     #[inline(always)]
@@ -265,6 +277,14 @@ mod tests {
             for (x, want) in [(0.5, 0.0), (1.5, 2.0), (-2.5, -2.0), (-0.49, 0.0), (8.0e15, 8.0e15), (f64::INFINITY, f64::INFINITY)] {
                 assert_eq!(zero.splat(R::from_f64(x)).round().lanes()[0], R::from_f64(want));
             }
+            let pairs: [[bf16; 2]; 16] =
+                core::array::from_fn(|i| [bf16::from_f32(1.5 * i as f32), bf16::from_f32(-3.0e38 / (i + 1) as f32)]);
+            for i in 0..V::LANES {
+                assert_eq!(zero.widen::<false>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][0]));
+                assert_eq!(zero.widen::<true>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][1]));
+            }
+            zero.prefetch::<true>(0);
+            zero.prefetch::<false>(usize::MAX);
             let nan = zero.splat(R::from_f64(f64::NAN));
             for x in [nan.round(), nan.at_least(zero), nan.at_most(zero), nan.scale(zero), nan.abs()] {
                 assert!(x.lanes().iter().all(|x| x.to_f64().is_nan()));

@@ -2,7 +2,8 @@
 
 use core::arch::x86_64::*;
 
-use crate::arch::generic::exp::{exp2_by_polynomial, exp2_small_by_polynomial};
+use half::bf16;
+
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector, horner};
 
@@ -16,7 +17,7 @@ macro_rules! vector {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, andnot $andnot:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, movemask $movemask:ident, blend $blend:ident,
         shift $shift:ident $width:literal, add_int $add_int:ident, to_int $to_int:ident, from_int $from_int:ident
-    }, sums $sums:ident, exp2 $exp2:path, small $exp2_small:path $(, f16 $load:ident $store:ident)?) => {
+    }, sums $sums:ident, $($more:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -117,36 +118,13 @@ macro_rules! vector {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($add_int($to_int(self.0), $shift::<$width>($to_int(t.0)))) })
             }
-            $(
-                #[inline(always)]
-                fn load_f16(self, from: &[u16], to: &mut [f32]) {
-                    // SAFETY: as in `splat`.
-                    unsafe { $load(from, to) }
-                }
-                #[inline(always)]
-                fn transpose(self, from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
-                    // SAFETY: as in `splat`.
-                    unsafe { transpose(from, at, to, stride) }
-                }
-                #[inline(always)]
-                fn store_f16(self, from: &[f32], to: &mut [u16]) {
-                    // SAFETY: as in `splat`.
-                    unsafe { $store(from, to) }
-                }
-            )?
             #[inline(always)]
-            fn exp2(self) -> Self {
-                $exp2(self)
+            fn prefetch<const NEAR: bool>(self, address: usize) {
+                let at = address as *const i8;
+                // SAFETY: a hint, which reads nothing and takes any address.
+                unsafe { if NEAR { _mm_prefetch::<_MM_HINT_T0>(at) } else { _mm_prefetch::<_MM_HINT_T1>(at) } }
             }
-            #[inline(always)]
-            fn exp2_small(self) -> Self {
-                $exp2_small(self)
-            }
-            #[inline(always)]
-            fn prefetch(self, address: usize) {
-                // SAFETY: a hint, whatever the address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
-            }
+            $($more)*
             #[inline(always)]
             fn sums(x: [Self; 4]) -> [$real; 4] {
                 // SAFETY: the values exist, so the CPU has the instruction set.
@@ -163,7 +141,39 @@ vector! {
         fma _mm256_fmadd_ps, fnma _mm256_fnmadd_ps, max _mm256_max_ps, min _mm256_min_ps, andnot _mm256_andnot_ps, xor _mm256_xor_ps,
         round _mm256_round_ps, cmp _mm256_cmp_ps, movemask _mm256_movemask_ps, blend _mm256_blendv_ps,
         shift _mm256_slli_epi32 23, add_int _mm256_add_epi32, to_int _mm256_castps_si256, from_int _mm256_castsi256_ps
-    }, sums sums_f32, exp2 exp2_by_table, small exp2_small_by_table, f16 load_f16 store_f16
+    }, sums sums_f32,
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let from = &from[..Self::LANES];
+        // SAFETY: `from` has as many words as the register; `self` exists, so the CPU has the instruction set.
+        Self(unsafe {
+            let words = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm256_castsi256_ps(if SECOND { _mm256_and_si256(words, _mm256_set1_epi32(-65536)) } else { _mm256_slli_epi32::<16>(words) })
+        })
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        exp2_by_table(self)
+    }
+    #[inline(always)]
+    fn exp2_small(self) -> Self {
+        exp2_small_by_table(self)
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16], to: &mut [f32]) {
+        // SAFETY: `self` exists, so the CPU has the instruction set.
+        unsafe { load_f16(from, to) }
+    }
+    #[inline(always)]
+    fn store_f16(self, from: &[f32], to: &mut [u16]) {
+        // SAFETY: as in `load_f16`.
+        unsafe { store_f16(from, to) }
+    }
+    #[inline(always)]
+    fn transpose(self, from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
+        // SAFETY: as in `load_f16`.
+        unsafe { transpose(from, at, to, stride) }
+    }
 }
 
 vector! {
@@ -173,7 +183,7 @@ vector! {
         fma _mm256_fmadd_pd, fnma _mm256_fnmadd_pd, max _mm256_max_pd, min _mm256_min_pd, andnot _mm256_andnot_pd, xor _mm256_xor_pd,
         round _mm256_round_pd, cmp _mm256_cmp_pd, movemask _mm256_movemask_pd, blend _mm256_blendv_pd,
         shift _mm256_slli_epi64 52, add_int _mm256_add_epi64, to_int _mm256_castpd_si256, from_int _mm256_castsi256_pd
-    }, sums sums_f64, exp2 exp2_by_polynomial, small exp2_small_by_polynomial
+    }, sums sums_f64,
 }
 
 /// The bits of 2^(j/8), rounded, less j·2^20: the bits of a number that has n + j/8 in its lowest bits, shifted by 20, are added.

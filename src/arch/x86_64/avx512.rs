@@ -2,7 +2,8 @@
 
 use core::arch::x86_64::*;
 
-use crate::arch::generic::exp::{exp2_by_polynomial, exp2_small_by_polynomial};
+use half::bf16;
+
 use crate::arch::generic::operators;
 use crate::arch::generic::vector::{Part, Vector, horner};
 use crate::arch::x86_64::avx2;
@@ -23,7 +24,7 @@ macro_rules! vector {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, abs $abs:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, blend $blend:ident,
         scalef $scalef:ident, shift $shift:ident $width:literal, add_int $add_int:ident, to_int $to_int:ident, from_int $from_int:ident
-    }, sums $sums:ident, exp2 $exp2:path, small $exp2_small:path $(, f16 $load:path, $store:path)?) => {
+    }, sums $sums:ident, $($more:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -123,36 +124,6 @@ macro_rules! vector {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($add_int($to_int(self.0), $shift::<$width>($to_int(t.0)))) })
             }
-            $(
-                #[inline(always)]
-                fn load_f16(self, from: &[u16], to: &mut [f32]) {
-                    // SAFETY: as in `splat`.
-                    unsafe { $load(from, to) }
-                }
-                #[inline(always)]
-                fn transpose(self, from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
-                    // SAFETY: as in `splat`.
-                    unsafe { avx2::transpose(from, at, to, stride) }
-                }
-                #[inline(always)]
-                fn store_f16(self, from: &[f32], to: &mut [u16]) {
-                    // SAFETY: as in `splat`.
-                    unsafe { $store(from, to) }
-                }
-            )?
-            #[inline(always)]
-            fn prefetch(self, address: usize) {
-                // SAFETY: a hint, whatever the address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
-            }
-            #[inline(always)]
-            fn exp2(self) -> Self {
-                $exp2(self)
-            }
-            #[inline(always)]
-            fn exp2_small(self) -> Self {
-                $exp2_small(self)
-            }
             #[inline(always)]
             fn scale_down(self, n: Self) -> Self {
                 self.scale(n)
@@ -162,6 +133,13 @@ macro_rules! vector {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $scalef(self.0, n.0) })
             }
+            #[inline(always)]
+            fn prefetch<const NEAR: bool>(self, address: usize) {
+                let at = address as *const i8;
+                // SAFETY: a hint, which reads nothing and takes any address.
+                unsafe { if NEAR { _mm_prefetch::<_MM_HINT_T0>(at) } else { _mm_prefetch::<_MM_HINT_T1>(at) } }
+            }
+            $($more)*
             #[inline(always)]
             fn sums(x: [Self; 4]) -> [$real; 4] {
                 // SAFETY: the values exist, so the CPU has the instruction set.
@@ -178,7 +156,39 @@ vector! {
         fma _mm512_fmadd_ps, fnma _mm512_fnmadd_ps, max _mm512_max_ps, min _mm512_min_ps, abs _mm512_abs_ps, xor _mm512_xor_ps,
         round _mm512_roundscale_ps, cmp _mm512_cmp_ps_mask, blend _mm512_mask_blend_ps,
         scalef _mm512_scalef_ps, shift _mm512_slli_epi32 23, add_int _mm512_add_epi32, to_int _mm512_castps_si512, from_int _mm512_castsi512_ps
-    }, sums sums_f32, exp2 exp2_by_table, small exp2_small_by_table, f16 avx2::load_f16, avx2::store_f16
+    }, sums sums_f32,
+    #[inline(always)]
+    fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
+        let from = &from[..Self::LANES];
+        // SAFETY: `from` has as many words as the register; `self` exists, so the CPU has the instruction set.
+        Self(unsafe {
+            let words = _mm512_loadu_si512(from.as_ptr().cast());
+            _mm512_castsi512_ps(if SECOND { _mm512_and_si512(words, _mm512_set1_epi32(-65536)) } else { _mm512_slli_epi32::<16>(words) })
+        })
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        exp2_by_table(self)
+    }
+    #[inline(always)]
+    fn exp2_small(self) -> Self {
+        exp2_small_by_table(self)
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16], to: &mut [f32]) {
+        // SAFETY: `self` exists, so the CPU has the instruction set.
+        unsafe { avx2::load_f16(from, to) }
+    }
+    #[inline(always)]
+    fn store_f16(self, from: &[f32], to: &mut [u16]) {
+        // SAFETY: as in `load_f16`.
+        unsafe { avx2::store_f16(from, to) }
+    }
+    #[inline(always)]
+    fn transpose(self, from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
+        // SAFETY: as in `load_f16`.
+        unsafe { avx2::transpose(from, at, to, stride) }
+    }
 }
 
 vector! {
@@ -188,7 +198,7 @@ vector! {
         fma _mm512_fmadd_pd, fnma _mm512_fnmadd_pd, max _mm512_max_pd, min _mm512_min_pd, abs _mm512_abs_pd, xor _mm512_xor_pd,
         round _mm512_roundscale_pd, cmp _mm512_cmp_pd_mask, blend _mm512_mask_blend_pd,
         scalef _mm512_scalef_pd, shift _mm512_slli_epi64 52, add_int _mm512_add_epi64, to_int _mm512_castpd_si512, from_int _mm512_castsi512_pd
-    }, sums sums_f64, exp2 exp2_by_polynomial, small exp2_small_by_polynomial
+    }, sums sums_f64,
 }
 
 /// The bits of 2^(j/16), rounded, less j·2^19: the bits of a number that has n + j/16 in its lowest bits, shifted by 19, are added.

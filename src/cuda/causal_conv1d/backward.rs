@@ -1,6 +1,6 @@
 //! The backward convolution: gradients by position, and sums of tiles, which a second kernel adds.
 
-use super::{THREADS, blocks, flag, sequences, tiles, time_fast, width, window_blocks};
+use super::{THREADS, axes, blocks, by_vectors, channels, flag, sequences, tiles, time_fast, width, window_blocks};
 use crate::buffer::Workspace;
 use crate::cuda::Cuda;
 use crate::cuda::expression::Vars;
@@ -15,6 +15,8 @@ use crate::workspace::{ALIGN, bytes_of};
 
 /// Positions of a tile.
 const TILE: usize = 256;
+/// Tiles of a block where lanes are runs.
+const TILES: u32 = 4;
 
 /// One variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +24,10 @@ pub struct Backward {
     dtype: Dtype,
     /// W; 0 is any.
     width: usize,
-    /// Neighbours in a warp are positions.
+    /// Neighbours in a warp are runs of a channel.
     time: bool,
+    /// By vectors: two channels a thread, or 16 bytes of time.
+    vector: bool,
 }
 
 /// The kernel that adds the tiles' sums.
@@ -46,7 +50,7 @@ params! {
         grad_initial: Strided<4>,
         offsets: Strided<2>,
         ids: Strided<3>,
-        /// (tiles, W + 1, D) in f64.
+        /// (tiles, W + 1, D) in the arithmetic type.
         sums: i64,
         seqlen: u64,
         dim: u64,
@@ -54,9 +58,11 @@ params! {
         states: u64,
         tiles_t: u32,
         tiles_d: u32,
-        /// Blocks before those of the initial window.
+        /// Blocks along time, and those before the blocks of the initial window.
+        blocks_t: u32,
         main: u32,
         flags: u32,
+        unused: u32,
     }
 }
 
@@ -79,17 +85,17 @@ impl Kernel for Backward {
     type Params = BackwardParams;
 
     fn entry(&self) -> String {
-        let (width, time) = (if self.width == 0 { "any".into() } else { self.width.to_string() }, if self.time { "_time" } else { "" });
-        format!("causal_conv1d_bwd_{}_w{width}{time}", self.dtype.name())
+        let width = if self.width == 0 { "any".into() } else { self.width.to_string() };
+        let (time, vector) = (if self.time { "_time" } else { "" }, if self.vector { "_vec" } else { "" });
+        format!("causal_conv1d_bwd_{}_w{width}{time}{vector}", self.dtype.name())
     }
 
     fn vars(&self) -> Vars {
-        storage(Vars::new(), self.dtype).int("W", self.width).flag("time", self.time)
+        storage(Vars::new(), self.dtype).int("W", self.width).int("TILES", TILES as usize).flag("time", self.time).flag("vec", self.vector)
     }
 
     fn shipped() -> Vec<Self> {
-        let widths = [0, 2, 3, 4].map(|width| [false, true].map(|time| (width, time)));
-        let of = |dtype| widths.into_iter().flatten().map(move |(width, time)| Backward { dtype, width, time });
+        let of = |dtype| axes(dtype).map(move |(width, time, vector)| Backward { dtype, width, time, vector });
         STORAGE.into_iter().flat_map(of).collect()
     }
 }
@@ -127,22 +133,25 @@ pub(super) fn backward<I: Input>(engine: &Cuda, args: ConvBwd<'_, I, Device>, ws
     let problem = args.check()?;
     let (inputs, grads) = (&args.inputs, &args.grads);
     let summed = grads.weight.is_some() || grads.bias.is_some();
-    // Sums have one order, whatever the layout: that of neighbouring channels.
-    let kernel = Backward { dtype: I::DTYPE, width: width(problem.width), time: !summed && time_fast(inputs) };
+    let operands: [Strided<4>; 3] = [strided(&inputs.x), strided(&args.grad_out), optional_mut(grads.x.as_ref())];
+    let (time, width) = (time_fast(inputs), width(problem.width));
+    let vector = width > 0 && by_vectors::<I>(&operands, time, problem.dim);
+    let kernel = Backward { dtype: I::DTYPE, width, time, vector };
     let count = tile_count(&problem);
     let mut ws = ws.reborrow();
-    let sums: Strided<4> = strided_mut(&ws.tensor::<f64, 3>([count, problem.width + 1, problem.dim])?);
-    let (tiles_t, tiles_d) = (tiles(problem.seqlen, TILE)?, tiles(problem.dim, if kernel.time { 4 } else { 32 })?);
-    let main = blocks([problem.batch, tiles_t as usize, tiles_d as usize])?;
+    let sums: Strided<4> = strided_mut(&ws.tensor::<I::Accum, 3>([count, problem.width + 1, problem.dim])?);
+    let (tiles_t, tiles_d) = (tiles(problem.seqlen, TILE)?, tiles(problem.dim, channels(time, vector))?);
+    let blocks_t = if time && width > 0 { tiles_t.div_ceil(TILES) } else { tiles_t };
+    let main = blocks([problem.batch, blocks_t as usize, tiles_d as usize])?;
     let (offsets, ids, flags) = sequences(inputs);
     let params = BackwardParams {
-        x: strided(&inputs.x),
+        x: operands[0],
         weight: strided(&inputs.weight),
         bias: optional(inputs.bias.as_ref()),
         initial: optional(inputs.initial_window.as_ref()),
-        grad_out: strided(&args.grad_out),
+        grad_out: operands[1],
         grad_final: optional(args.grad_final_window.as_ref()),
-        grad_x: optional_mut(grads.x.as_ref()),
+        grad_x: operands[2],
         grad_initial: optional_mut(grads.initial_window.as_ref()),
         offsets,
         ids,
@@ -153,7 +162,9 @@ pub(super) fn backward<I: Input>(engine: &Cuda, args: ConvBwd<'_, I, Device>, ws
         states: problem.states as u64,
         tiles_t,
         tiles_d,
+        blocks_t,
         main,
+        unused: 0,
         flags: flags | if summed { flag::SUMS } else { 0 },
     };
     let windows = if grads.initial_window.is_some() { window_blocks(&problem) } else { 0 };

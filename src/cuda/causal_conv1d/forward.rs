@@ -1,6 +1,6 @@
 //! The forward convolution.
 
-use super::{THREADS, blocks, sequences, tiles, time_fast, width, window_blocks};
+use super::{THREADS, axes, blocks, by_vectors, channels, sequences, tiles, time_fast, width, window_blocks};
 use crate::cuda::Cuda;
 use crate::cuda::expression::Vars;
 use crate::cuda::launch::{Grid, Kernel};
@@ -17,8 +17,10 @@ pub struct Forward {
     dtype: Dtype,
     /// W; 0 is any.
     width: usize,
-    /// Neighbours in a warp are positions.
+    /// Neighbours in a warp are runs of a channel.
     time: bool,
+    /// By vectors: two channels a thread, or 16 bytes of time.
+    vector: bool,
 }
 
 params! {
@@ -50,17 +52,17 @@ impl Kernel for Forward {
     type Params = ForwardParams;
 
     fn entry(&self) -> String {
-        let (width, time) = (if self.width == 0 { "any".into() } else { self.width.to_string() }, if self.time { "_time" } else { "" });
-        format!("causal_conv1d_fwd_{}_w{width}{time}", self.dtype.name())
+        let width = if self.width == 0 { "any".into() } else { self.width.to_string() };
+        let (time, vector) = (if self.time { "_time" } else { "" }, if self.vector { "_vec" } else { "" });
+        format!("causal_conv1d_fwd_{}_w{width}{time}{vector}", self.dtype.name())
     }
 
     fn vars(&self) -> Vars {
-        storage(Vars::new(), self.dtype).int("W", self.width).flag("time", self.time)
+        storage(Vars::new(), self.dtype).int("W", self.width).flag("time", self.time).flag("vec", self.vector)
     }
 
     fn shipped() -> Vec<Self> {
-        let widths = [0, 2, 3, 4].map(|width| [false, true].map(|time| (width, time)));
-        let of = |dtype| widths.into_iter().flatten().map(move |(width, time)| Forward { dtype, width, time });
+        let of = |dtype| axes(dtype).map(move |(width, time, vector)| Forward { dtype, width, time, vector });
         STORAGE.into_iter().flat_map(of).collect()
     }
 }
@@ -69,9 +71,11 @@ impl Kernel for Forward {
 pub(super) fn forward<I: Input>(engine: &Cuda, args: ConvFwd<'_, I, Device>) -> Result<(), Error> {
     let problem = args.check()?;
     let inputs = &args.inputs;
-    let kernel = Forward { dtype: I::DTYPE, width: width(problem.width), time: time_fast(inputs) };
+    let (time, width) = (time_fast(inputs), width(problem.width));
+    let vector = width > 0 && by_vectors::<I>(&[strided(&inputs.x), strided_mut(&args.out)], time, problem.dim);
+    let kernel = Forward { dtype: I::DTYPE, width, time, vector };
     // Positions and channels of a block.
-    let tile = if kernel.time { [128, 4] } else { [64, 32] };
+    let tile = [if time { 256 } else { 64 }, channels(time, vector)];
     let (tiles_t, tiles_d) = (tiles(problem.seqlen, tile[0])?, tiles(problem.dim, tile[1])?);
     let main = blocks([problem.batch, tiles_t as usize, tiles_d as usize])?;
     let (offsets, ids, flags) = sequences(inputs);

@@ -73,6 +73,17 @@ params! {
         along_c: i32,
         vary_b: i32,
         vary_c: i32,
+        /// States before tiles of 16 steps.
+        kept: i64,
+        /// Tiles of a row in `kept`; 0 where they are counted by items, eight each.
+        kept_row: i64,
+        /// Items of a row, for blocks that take all of them.
+        per_row: i64,
+        /// Products of decays for gradients.
+        decay: i64,
+        initial: Strided<4>,
+        grad_last: Strided<4>,
+        grad_initial: Strided<4>,
     }
 }
 
@@ -90,6 +101,10 @@ params! {
         states: i64,
         dim: i64,
         dstate: i64,
+        /// Products of decays for gradients.
+        decay: i64,
+        /// 1 where states are known already, 2 where nobody asks for gradients.
+        known: i64,
     }
 }
 
@@ -404,11 +419,144 @@ impl Kernel for Walk {
     fn shipped() -> Vec<Self> {
         let mut all = Vec::new();
         for types in Types::all() {
-            let fast: &[usize] = if types.complex || types.wide { &[] } else { &[4, 8, 16, 32] };
+            // In f32 up to 16 states are the tiles' part.
+            let fast: &[usize] = match (types.complex || types.wide, types.arith()) {
+                (true, _) => &[],
+                (false, 8) => &[4, 8, 16, 32],
+                (false, _) => &[8, 16, 32],
+            };
             let kinds = fast.iter().map(|&lanes| (true, lanes)).chain([(false, 4), (false, 16)]);
             all.extend(kinds.flat_map(|(fast, lanes)| [true, false].map(|local| Walk { types, fast, lanes, local })));
         }
         all
+    }
+}
+
+/// What a tiles kernel does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The state that an item makes from zero.
+    Local,
+    /// The states before tiles.
+    States,
+    /// The gradient that an item sends to the state before it, from zero.
+    Lambda,
+    /// The gradients.
+    Back,
+}
+
+/// Euler's rule, real A, varying B and C, at most 16 states, in f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Tiles {
+    /// How u is stored.
+    pub storage: Dtype,
+    /// What it does.
+    pub kind: Kind,
+    /// Whether a block takes all items of a row.
+    pub walk: bool,
+}
+
+impl Tiles {
+    /// Channels of a block.
+    pub const CHANNELS: usize = 64;
+    /// Steps of a tile.
+    pub const STEPS: usize = 16;
+    /// States of a channel, at most.
+    pub const STATES: usize = 16;
+
+    fn bytes(&self) -> usize {
+        if self.storage == Dtype::F32 { 4 } else { 2 }
+    }
+
+    /// Bytes of a raw buffer: time along, a channel's 16 steps are padded by 16 bytes.
+    fn raw(&self) -> usize {
+        64 * (16 * self.bytes() + 16)
+    }
+
+    /// Where things lie in shared memory, in bytes: by name, and what it takes in all.
+    fn layout(&self) -> (Vec<(&'static str, usize)>, usize) {
+        let back = self.kind == Kind::Back;
+        let only = |wanted: bool, bytes: usize| if wanted { bytes } else { 0 };
+        let operands = if self.kind == Kind::Local || self.kind == Kind::States { 2 } else { 4 };
+        let pieces = [
+            ("oPOS", 1024),
+            ("oFRESH", 16),
+            ("oB", 1024),
+            ("oC", 1024),
+            ("oDD", 8192),
+            ("oGY", only(back, 4096)),
+            ("oU", only(back, 4096)),
+            ("oSIG", only(back, 4096)),
+            ("oZF", only(back, 4096)),
+            ("oVS", only(back, 24576)),
+            ("oRED", only(back, 16384)),
+            ("oRAW", operands * self.raw()),
+            ("oSTASH", only(back, 4096)),
+            ("oLAM", only(back && self.walk, 4096)),
+        ];
+        let mut at = 0;
+        let places = pieces.into_iter().map(|(name, bytes)| {
+            at += bytes;
+            (name, at - bytes)
+        });
+        let places = places.collect();
+        (places, at)
+    }
+
+    /// Bytes of dynamic shared memory.
+    pub fn shared(&self) -> usize {
+        self.layout().1
+    }
+}
+
+impl Kernel for Tiles {
+    const TEMPLATE: Template = template!("selective_scan_bwd_tiles");
+    type Params = WalkParams;
+
+    fn entry(&self) -> String {
+        let kind = match self.kind {
+            Kind::Local => "local",
+            Kind::States => "states",
+            Kind::Lambda => "lambda",
+            Kind::Back => "back",
+        };
+        format!("selective_scan_bwd_tiles_{}_f32_{kind}{}", self.storage.name(), if self.walk { "_walk" } else { "" })
+    }
+
+    fn vars(&self) -> Vars {
+        let types = Types { storage: self.storage, complex: false, wide: false };
+        let exact = self.storage == Dtype::F32;
+        let vars = types.vars().flag("walk", self.walk).text("RAW", if exact { "f32" } else { "b16" });
+        let bytes = self.bytes();
+        let numbers = [
+            ("KIND", self.kind as usize),
+            ("NU", usize::from(self.kind != Kind::Lambda)),
+            ("NB", usize::from(self.kind != Kind::Lambda)),
+            ("NG", usize::from(matches!(self.kind, Kind::Lambda | Kind::Back))),
+            ("SUB", 16),
+            ("LSUB", 4),
+            ("THREADS", 128),
+            ("VE", 16 / bytes),
+            ("LV", (4 * bytes).ilog2() as usize),
+            ("LTB", bytes.ilog2() as usize),
+            ("RAWSZ", self.raw()),
+            ("REGS", if self.kind == Kind::Back { 255 } else { 128 }),
+        ];
+        let vars = numbers.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value));
+        self.layout().0.into_iter().fold(vars, |vars, (name, value)| vars.int(name, value))
+    }
+
+    fn shipped() -> Vec<Self> {
+        let kinds = [
+            (Kind::Local, false),
+            (Kind::States, false),
+            (Kind::States, true),
+            (Kind::Lambda, false),
+            (Kind::Back, false),
+            (Kind::Back, true),
+        ];
+        let storage = STORAGE.into_iter().filter(|&s| s != Dtype::F64);
+        storage.flat_map(|storage| kinds.map(|(kind, walk)| Tiles { storage, kind, walk })).collect()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Linear for host memory, by blocks of the output.
 //!
 //! Every product is cut into blocks of rows and columns, and along its depth into chunks. What a number is depends on no cut of
-//! the output: along one chunk it is one chain of multiply-adds in the order of the depth, and chunks are added up in f64. So
-//! its bits depend on neither threads, strides nor the number of rows.
+//! the output: along one chunk it is one chain of multiply-adds in the order of the depth; a few chunks are added up in the type that is
+//! computed in, and those sums in f64. So its bits depend on neither threads, strides nor the number of rows, and its error does not grow
+//! with the depth.
 
 use super::{LinearBwd, LinearFwd, LinearProblem, is_small, multiply, padded};
 use crate::buffer::Workspace;
@@ -14,14 +15,16 @@ use crate::par::Par;
 use crate::view::{Cut, Memory, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
-/// Depth of one product; sums of more are added up in f64.
+/// Depth of one product.
 const DEPTH: usize = 512;
+/// Depth that is added up in the type that is computed in: seven more roundings than one product. Sums of more are added up in f64.
+const SPAN: usize = 8 * DEPTH;
 /// Weights of at most so many numbers are multiplied in f64 throughout: they cost little, and the sensitive low-rank Δ is among them.
 const SMALL_WEIGHT: usize = 1 << 14;
-/// Rows and columns of a block. The right factor is packed once a block, which many rows pay for.
-const TALL: [usize; 2] = [512, 128];
-/// As long as there are so many tall blocks; else square ones, so that more threads have work.
-const ENOUGH: usize = 16;
+/// Rows and columns of a block, best first: each factor is packed once a block, for which the other one's size pays.
+const BLOCKS: [[usize; 2]; 3] = [[512, 512], [512, 256], [512, 128]];
+/// As long as each thread has so many blocks; else square ones, so that more threads have work.
+const ENOUGH: usize = 3;
 const SQUARE: [usize; 2] = [128, 128];
 /// Multiply-adds below which waking other threads costs more than it saves: some 20 µs of work.
 const SERIAL_BELOW: usize = 1 << 19;
@@ -62,11 +65,13 @@ struct Sizes {
     n: usize,
     k: usize,
     fine: bool,
+    /// Threads.
+    workers: usize,
 }
 
 impl LinearProblem {
     /// Whether products with the weight are computed in f64. By the weight's size alone: bits must not depend on the rows.
-    fn fine(self) -> bool {
+    pub(crate) fn fine(self) -> bool {
         self.inputs.saturating_mul(self.outputs) <= SMALL_WEIGHT
     }
 }
@@ -74,8 +79,9 @@ impl LinearProblem {
 impl Sizes {
     /// Rows and columns of a block.
     fn block(self) -> [usize; 2] {
-        let tall = self.m.div_ceil(TALL[0]).saturating_mul(self.n.div_ceil(TALL[1]));
-        if tall >= ENOUGH && self.m >= TALL[0] { TALL } else { SQUARE }
+        let blocks = |[height, width]: [usize; 2]| self.m.div_ceil(height).saturating_mul(self.n.div_ceil(width));
+        let fits = |&block: &[usize; 2]| self.m >= block[0] && blocks(block) >= ENOUGH * self.workers;
+        BLOCKS.into_iter().find(fits).unwrap_or(SQUARE)
     }
 
     /// Bytes that a worker takes with storage over `A`.
@@ -88,7 +94,8 @@ impl Sizes {
         let block = self.block();
         let [m, n] = padded(self.m.min(block[0]), self.n.min(block[1]));
         let k = self.k.min(DEPTH);
-        bytes_of::<A>(m * n) + bytes_of::<f64>(m * n) + bytes_of::<A>((m + 1) * k) + bytes_of::<A>(n * k) + bytes_of::<A>(n) + ALIGN
+        let total = if self.k > SPAN { bytes_of::<f64>(m * n) } else { 0 };
+        bytes_of::<A>(m * n) + total + bytes_of::<A>((m + 1) * k) + bytes_of::<A>(n * k) + bytes_of::<A>(n) + ALIGN
     }
 }
 
@@ -103,7 +110,7 @@ fn product<I: Input, O: Element<Arith = I::Accum>>(
     ws: &mut Workspace<'_>,
 ) -> Result<(), Error> {
     let ([m, k], n) = (lhs.dims(), rhs.dims()[1]);
-    let sizes = Sizes { m, n, k, fine };
+    let sizes = Sizes { m, n, k, fine, workers: par.workers() };
     let par = par.or_seq(m.saturating_mul(n).saturating_mul(k) < SERIAL_BELOW);
     let [height, width] = sizes.block();
     let across = n.div_ceil(width);
@@ -130,8 +137,10 @@ fn block_product<I: Input, O: Element<Arith = I::Accum>, A: Real>(
     let mut ws = ws.reborrow();
     let [rows, width] = padded(m, n);
     let sums = ws.slice::<A>(rows * width)?;
-    sums.fill(A::ZERO);
-    let total = ws.slice::<f64>(rows * width)?;
+    if k == 0 {
+        sums.fill(A::ZERO);
+    }
+    let total = ws.slice::<f64>(if k > SPAN { rows * width } else { 0 })?;
     let left = ws.slice::<A>((m + 1) * k.min(DEPTH))?;
     let right = ws.slice::<A>(n * k.min(DEPTH))?;
     for start in (0..k).step_by(DEPTH) {
@@ -139,16 +148,16 @@ fn block_product<I: Input, O: Element<Arith = I::Accum>, A: Real>(
         // The right factor is (k, n); its columns are staged as rows.
         let lhs = staged(lhs.slice(1, chunk.clone()), is_small(m, n), left);
         let rhs = staged(rhs.slice(0, chunk).permute([1, 0]), false, right).permute([1, 0]);
-        multiply(lhs, rhs, sums);
-        if k > DEPTH {
-            let before = |total: f64| if start == 0 { 0.0 } else { total };
+        multiply(lhs, rhs, sums, !start.is_multiple_of(SPAN));
+        if (start + DEPTH).is_multiple_of(SPAN) || start + DEPTH >= k {
+            let before = |total: f64| if start < SPAN { 0.0 } else { total };
             total.iter_mut().zip(sums.iter()).for_each(|(total, sum)| *total = before(*total) + sum.to_f64());
         }
     }
     let rounded = ws.slice::<I::Accum>(n)?;
     for (i, row) in sums.chunks_exact_mut(width).take(m).enumerate() {
         for (c, to) in rounded.iter_mut().enumerate() {
-            let sum = if k > DEPTH { total[i * width + c] } else { row[c].to_f64() };
+            let sum = if k > SPAN { total[i * width + c] } else { row[c].to_f64() };
             let bias = bias.map_or(I::Accum::ZERO, |bias| bias.get([c]));
             // In f64 the bias is added before the one rounding, else after it, as the arithmetic type adds.
             *to = if A::UNIT < I::Accum::UNIT { I::Accum::from_f64(sum + bias.to_f64()) } else { I::Accum::from_f64(sum) + bias };
@@ -184,7 +193,7 @@ fn staged<'s, I: Input, A: Real>(from: View<'s, I, 2>, apart: bool, room: &'s mu
 /// Bytes of workspace that [`linear_fwd`] takes.
 pub fn linear_fwd_workspace<I: Input>(problem: LinearProblem, par: Par) -> usize {
     let LinearProblem { rows, inputs, outputs } = problem;
-    par.scratch_bytes(Sizes { m: rows, n: outputs, k: inputs, fine: problem.fine() }.scratch::<I::Accum>())
+    par.scratch_bytes(Sizes { m: rows, n: outputs, k: inputs, fine: problem.fine(), workers: par.workers() }.scratch::<I::Accum>())
 }
 
 /// The forward product; one phase.
@@ -196,9 +205,9 @@ pub fn linear_fwd<I: Input>(args: LinearFwd<'_, I>, par: Par, ws: &mut Workspace
 
 /// Bytes of workspace that [`linear_bwd`] takes.
 pub fn linear_bwd_workspace<I: Input>(problem: LinearProblem, par: Par) -> usize {
-    let (LinearProblem { rows, inputs, outputs }, fine) = (problem, problem.fine());
-    let x = Sizes { m: rows, n: inputs, k: outputs, fine }.scratch::<I::Accum>();
-    let weight = Sizes { m: outputs, n: inputs, k: rows, fine }.scratch::<I::Accum>();
+    let (LinearProblem { rows, inputs, outputs }, fine, workers) = (problem, problem.fine(), par.workers());
+    let x = Sizes { m: rows, n: inputs, k: outputs, fine, workers }.scratch::<I::Accum>();
+    let weight = Sizes { m: outputs, n: inputs, k: rows, fine, workers }.scratch::<I::Accum>();
     par.scratch_bytes(x.max(weight).max(bias_scratch::<I>()))
 }
 

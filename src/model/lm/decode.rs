@@ -1,5 +1,9 @@
 //! Prefill and decode: prompts of different lengths packed into one call, then one token of every row a call.
 
+use core::any::Any;
+use std::borrow::Cow;
+
+use super::fused::{self, Fused};
 use super::{Call, LmMemory, MambaLm, ModelState, block_params, embed, grown, head_weight};
 use crate::block::HostEngine;
 use crate::block::mamba::{MAMBA_OPTIONS, MambaParams, MambaStep};
@@ -89,16 +93,29 @@ pub(in crate::model) fn check_step(sizes: &Sizes, tokens: &[u32], slots: &[i32])
     }
 }
 
+/// How steps are taken.
+#[derive(Debug)]
+enum Way<T> {
+    /// By the operators of the engine.
+    Layers { prepared: Vec<Prepared<T>>, head: Transposed<T>, state: ModelState<T> },
+    /// Fused; T is f32.
+    Fused(Box<Fused>),
+}
+
+/// `parameters` where their type is f32.
+fn single<T: Real>(parameters: &Parameters<T>) -> Option<&Parameters<f32>> {
+    (parameters as &dyn Any).downcast_ref()
+}
+
 /// A batch of texts that grow token by token. After the first step a step allocates nothing in the model; an engine may.
 ///
-/// It keeps a transposed copy of the large weights: a product of few rows reads that several times faster, and its bits are the same.
+/// It keeps a copy of the large weights in an order that products of few rows read several times faster. In f32 on the SIMD engine steps
+/// are fused: their bits depend on neither the threads nor the other rows, and differ from those of a forward call by rounding.
 #[derive(Debug)]
 pub struct Decoder<'m, E, T> {
     model: &'m MambaLm<E>,
     parameters: &'m Parameters<T>,
-    prepared: Vec<Prepared<T>>,
-    head: Transposed<T>,
-    state: ModelState<T>,
+    way: Way<T>,
     memory: LmMemory<T>,
     logits: Vec<T>,
 }
@@ -111,16 +128,19 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
     pub fn new(model: &'m MambaLm<E>, parameters: &'m Parameters<T>, prompts: &[&[u32]]) -> Result<Self, Error> {
         let (tokens, offsets) = joined(prompts)?;
         model.check(parameters, &tokens, 1)?;
-        let prepared = parameters.layers.iter().map(|layer| Prepared::new(&model.engine, layer, &model.sizes));
-        let mut decoder = Decoder {
-            model,
-            parameters,
-            prepared: prepared.collect::<Result<_, _>>()?,
-            head: Transposed::new(head_weight(parameters), model.sizes.hidden),
-            state: ModelState::zeros(&model.sizes, prompts.len()),
-            memory: LmMemory::default(),
-            logits: Vec::new(),
+        let fused = model.engine.simd().filter(|cpu| fused::suits(&model.sizes, cpu.par())).zip(single(parameters));
+        let way = match fused {
+            Some((cpu, parameters)) => {
+                let eps = model.config.layer_norm_epsilon;
+                Way::Fused(Box::new(Fused::new(cpu, parameters, &model.sizes, eps, prompts.len(), model.packing)))
+            }
+            None => {
+                let prepared = parameters.layers.iter().map(|layer| Prepared::new(&model.engine, layer, &model.sizes));
+                let head = Transposed::new(head_weight(parameters), model.sizes.hidden);
+                Way::Layers { prepared: prepared.collect::<Result<_, _>>()?, head, state: ModelState::zeros(&model.sizes, 0) }
+            }
         };
+        let mut decoder = Decoder { model, parameters, way, memory: LmMemory::default(), logits: Vec::new() };
         decoder.prefill(&tokens, &offsets)?;
         Ok(decoder)
     }
@@ -128,15 +148,26 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
     fn prefill(&mut self, tokens: &[u32], offsets: &[i64]) -> Result<(), Error> {
         let (model, rows, hidden) = (self.model, offsets.len() - 1, self.model.sizes.hidden);
         let sequences = Sequences::CuSeqlens(View::new(offsets, [rows + 1]));
-        let call = Call { tokens, batch: 1, sequences, states: rows, initial: None, last: Some(&mut self.state), keep: false };
+        let mut last = ModelState::zeros(&model.sizes, rows);
+        let call = Call { tokens, batch: 1, sequences, states: rows, initial: None, last: Some(&mut last), keep: false };
         model.hidden(self.parameters, call, &mut self.memory)?;
         // The last position of each prompt, moved together.
-        let last = grown(&mut self.memory.out, rows * hidden);
-        for (to, &end) in last.chunks_exact_mut(hidden).zip(&offsets[1..]) {
+        let ends = grown(&mut self.memory.out, rows * hidden);
+        for (to, &end) in ends.chunks_exact_mut(hidden).zip(&offsets[1..]) {
             to.copy_from_slice(&self.memory.hidden[(end as usize - 1) * hidden..][..hidden]);
         }
         let logits = grown(&mut self.logits, rows * model.sizes.vocab);
-        model.head_forward(self.head.view(), &self.memory.out, rows, logits, &mut self.memory.buffer)
+        match &mut self.way {
+            Way::Layers { head, state, .. } => {
+                *state = last;
+                model.head_forward(head.view(), &self.memory.out, rows, logits, &mut self.memory.buffer)
+            }
+            Way::Fused(fused) => {
+                fused.load((&last as &dyn Any).downcast_ref().expect("fused steps are in f32"));
+                fused.head_of(bytemuck::cast_slice(&self.memory.out), rows, bytemuck::cast_slice_mut(logits));
+                Ok(())
+            }
+        }
     }
 
     /// The logits after the last token of each row of the last call, (rows, vocab).
@@ -145,8 +176,14 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
     }
 
     /// The state of every row.
-    pub fn state(&self) -> &ModelState<T> {
-        &self.state
+    pub fn state(&self) -> Cow<'_, ModelState<T>> {
+        match &self.way {
+            Way::Layers { state, .. } => Cow::Borrowed(state),
+            Way::Fused(fused) => {
+                let state: Box<dyn Any> = Box::new(fused.state());
+                Cow::Owned(*state.downcast().expect("fused steps are in f32"))
+            }
+        }
     }
 
     /// Takes one more token for some rows: `tokens[i]` belongs to prompt `slots[i]`. Afterwards row i of the logits is theirs.
@@ -156,7 +193,17 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
     pub fn step(&mut self, tokens: &[u32], slots: &[i32]) -> Result<&[T], Error> {
         let (model, parameters, rows) = (self.model, self.parameters, tokens.len());
         check_step(&model.sizes, tokens, slots)?;
-        let p = model.problem(rows, 1, self.state.rows);
+        let vocab = model.sizes.vocab;
+        let (prepared, head, state) = match &mut self.way {
+            Way::Fused(fused) => {
+                fused.check(slots)?;
+                let logits = grown(&mut self.logits, rows * vocab);
+                fused.step(bytemuck::cast_slice(&parameters.embeddings), tokens, slots, bytemuck::cast_slice_mut(logits));
+                return Ok(logits);
+            }
+            Way::Layers { prepared, head, state } => (prepared, head, state),
+        };
+        let p = model.problem(rows, 1, state.rows);
         let dims = [rows, p.hidden];
         let count = rows * p.hidden;
         let memory = &mut self.memory;
@@ -171,10 +218,10 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
             model.norm(dims, &layer.norm, out, (i > 0).then_some(&*before), after, normed, &mut ws)?;
             core::mem::swap(&mut before, &mut after);
             let args = MambaStep {
-                params: self.prepared[i].params(layer, &model.sizes),
+                params: prepared[i].params(layer, &model.sizes),
                 x: View::new(normed, dims),
-                window: ViewMut::new(&mut self.state.windows[i], [p.states, p.width - 1, p.inner]),
-                state: ViewMut::new(&mut self.state.states[i], [p.states, p.inner, p.dstate]),
+                window: ViewMut::new(&mut state.windows[i], [p.states, p.width - 1, p.inner]),
+                state: ViewMut::new(&mut state.states[i], [p.states, p.inner, p.dstate]),
                 slots: Some(View::new(slots, [rows])),
                 out: ViewMut::new(out, dims),
                 options: MAMBA_OPTIONS,
@@ -182,9 +229,9 @@ impl<'m, E: HostEngine, T: Real> Decoder<'m, E, T> {
             model.block().step(args, &mut ws)?;
         }
         model.norm(dims, &parameters.norm_f, out, Some(before), after, normed, &mut ws)?;
-        let logits = grown(&mut self.logits, rows * model.sizes.vocab);
-        model.head_forward(self.head.view(), &memory.hidden, rows, logits, &mut memory.buffer)?;
-        Ok(&self.logits[..rows * model.sizes.vocab])
+        let logits = grown(&mut self.logits, rows * vocab);
+        model.head_forward(head.view(), &memory.hidden, rows, logits, &mut memory.buffer)?;
+        Ok(logits)
     }
 }
 

@@ -92,6 +92,8 @@ impl<T: Pod, const R: usize> Sent<T, R> {
     }
 }
 
+impl selective_scan::block::HostEngine for Carried {}
+
 impl Carried {
     /// Carries to this engine. Where memory is checked by whoever runs the kernels, operands have no margin, so that nothing is hidden in it.
     pub fn new(engine: &'static Cuda, checked: bool) -> Self {

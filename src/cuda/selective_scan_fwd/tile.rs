@@ -1,0 +1,201 @@
+//! The variants for real A in f32 under Euler's rule whose N is known: half of a block walks, the other half brings what it needs and takes y out.
+
+use super::Scan;
+use crate::cuda::Cuda;
+use crate::cuda::chunks::{CHUNK, ScanParams, carry, flag, small, split, split_units};
+use crate::cuda::expression::Vars;
+use crate::cuda::launch::{Grid, Kernel};
+use crate::cuda::params::{Strided, storage};
+use crate::cuda::template::{Template, template};
+use crate::element::Dtype;
+use crate::error::Error;
+use crate::selective::SelectiveProblem;
+
+/// What a block walks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// A sequence.
+    Walk,
+    /// Carry chunks, from states that the chain left.
+    Part,
+    /// Carry chunks from zero; no y.
+    Local,
+}
+
+/// A variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tile {
+    dtype: Dtype,
+    n: usize,
+    mode: Mode,
+}
+
+/// Threads of a block: half of them walk.
+const THREADS: usize = 256;
+/// Up to so many chunks of a row the blocks of a split scan chain them themselves.
+const CHAINED: usize = 32;
+/// Steps of a group.
+const UNROLL: usize = 4;
+
+/// Bits of `ScanParams::whole`.
+mod whole {
+    pub const PAIRS: u32 = 1;
+    pub const WIDE: u32 = 2;
+    pub const B: u32 = 4;
+    pub const C: u32 = 8;
+}
+
+/// What of the operands may be loaded and stored as more than one element: neighbours in memory, and addresses that are multiples of so much.
+pub(super) fn whole(params: &ScanParams, dtype: Dtype) -> u32 {
+    let size = if dtype == Dtype::F32 { 4 } else { 2 };
+    let time = params.flags & flag::IN_TIME != 0;
+    let (near, far) = if time { (2, 3) } else { (3, 2) };
+    let fits = |of: &Strided<4>, by: i64| of[near] == size && of[0] % by == 0 && of[1] % by == 0 && of[far] % by == 0;
+    let all = |by: i64| [&params.u, &params.delta, &params.out].iter().all(|of| fits(of, by)) && (params.z[0] == 0 || fits(&params.z, by));
+    let rows = |of: &Strided<5>, time: bool| {
+        let (near, far) = if time { (2, 4) } else { (4, 2) };
+        of[near] == size && [of[0], of[1], of[3], of[far]].iter().all(|x| x % (2 * size) == 0)
+    };
+    let on = |bit: u32, yes: bool| if yes { bit } else { 0 };
+    on(whole::PAIRS, all(2 * size))
+        | on(whole::WIDE, time && all(16))
+        | on(whole::B, rows(&params.B, params.flags & flag::B_TIME != 0))
+        | on(whole::C, rows(&params.C, params.flags & flag::C_TIME != 0))
+}
+
+impl Tile {
+    /// The variant that walks, where there is one for the problem.
+    pub(super) fn of(scan: &Scan, problem: &SelectiveProblem, listed: bool) -> Option<Self> {
+        let varying = problem.groups_b.is_some() && problem.groups_c.is_some();
+        let known = scan.n != 0 && !scan.rules && !scan.complex && scan.dtype != Dtype::F64;
+        (varying && known && !listed).then_some(Tile { dtype: scan.dtype, n: scan.n, mode: Mode::Walk })
+    }
+
+    /// States of a lane, of each of two channels.
+    fn states(self) -> usize {
+        if self.n == 16 { 4 } else { 8 }
+    }
+
+    fn lanes(self) -> usize {
+        self.n / self.states()
+    }
+
+    /// Channels of a block.
+    pub(super) fn channels(self) -> usize {
+        THREADS / self.lanes()
+    }
+
+    /// Steps of a tile.
+    fn steps(self) -> usize {
+        match self.n {
+            ..=64 => 32,
+            128 => 16,
+            _ => 8,
+        }
+    }
+
+    /// Where things lie in shared memory, and how much it is.
+    fn places(self) -> ([(&'static str, usize); 6], usize) {
+        let (rows, channels) = (2 * self.steps(), self.channels());
+        let y = usize::from(self.mode != Mode::Local);
+        // Of a thread's states: those before the chunk, or before the block's other chunks.
+        let held = match self.mode {
+            Mode::Walk => 1,
+            Mode::Part => (1 << self.most_chained()) - 1,
+            Mode::Local => 0,
+        };
+        let sizes = [
+            ("OPAIR", rows * channels * 8),
+            ("OB", rows * self.n * 4),
+            ("OC", rows * self.n * 4 * y),
+            ("OU", rows * (channels * 4 + 8) * y),
+            ("OY", rows * (channels * 4 + 8) * y),
+            ("OHIN", THREADS * self.states() * 4 * held),
+        ];
+        let mut at = 0;
+        let places = sizes.map(|(name, size)| {
+            at += size;
+            (name, at - size)
+        });
+        (places, at)
+    }
+
+    fn run(self, engine: &Cuda, units: usize, params: &ScanParams) -> Result<(), Error> {
+        let blocks = units.saturating_mul(params.row_blocks as usize);
+        let grid = Grid { blocks: blocks as u64, threads: THREADS as u32, shared: self.places().1 as u32 };
+        engine.run(&self, grid, params)
+    }
+
+    /// Whole sequences.
+    pub(super) fn walk(self, engine: &Cuda, problem: &SelectiveProblem, params: &ScanParams) -> Result<(), Error> {
+        Tile { mode: Mode::Walk, ..self }.run(engine, problem.states, params)
+    }
+
+    /// Chunks side by side.
+    pub(super) fn split(self, engine: &Cuda, scan: Scan, problem: &SelectiveProblem, params: &ScanParams) -> Result<(), Error> {
+        let mut params = split(problem, params);
+        let mut units = split_units(problem, &params);
+        if params.flags & flag::CU_SEQLENS == 0 {
+            let chunks = problem.seqlen.div_ceil(CHUNK);
+            params.unit_log = self.unit_log(engine, problem, &params);
+            params.chained = u32::from((1..=CHAINED).contains(&chunks) && params.unit_log <= self.most_chained());
+            let row = chunks.div_ceil(1 << params.unit_log);
+            params.row_units = small(row, "blocks of a row")?;
+            units = problem.batch.saturating_mul(row);
+        }
+        Tile { mode: Mode::Local, ..self }.run(engine, units, &params)?;
+        if params.chained == 0 {
+            carry(engine, scan, problem, &params)?;
+        }
+        Tile { mode: Mode::Part, ..self }.run(engine, units, &params)
+    }
+
+    /// Chunks of a block that chains, at most, as a power of two.
+    fn most_chained(self) -> u32 {
+        if self.states() == 4 { 2 } else { 1 }
+    }
+
+    /// Chunks of a block, as a power of two: what takes least time in tiles, with three to begin and end a block.
+    fn unit_log(self, engine: &Cuda, problem: &SelectiveProblem, params: &ScanParams) -> u32 {
+        let chunks = problem.seqlen.div_ceil(CHUNK);
+        let blocks = |log: u32| problem.batch.saturating_mul(chunks.div_ceil(1 << log)).saturating_mul(params.row_blocks as usize);
+        let together = 2 * engine.properties().multiprocessors.max(1) as usize;
+        let time = |log: u32| blocks(log).div_ceil(together).saturating_mul((CHUNK << log) / self.steps() + 3);
+        (0..6).min_by_key(|&log| time(log)).unwrap_or(0)
+    }
+}
+
+impl Kernel for Tile {
+    const TEMPLATE: Template = template!("selective_scan_fwd_tile");
+    type Params = ScanParams;
+
+    fn entry(&self) -> String {
+        let mode = match self.mode {
+            Mode::Walk => "walk",
+            Mode::Part => "part",
+            Mode::Local => "local",
+        };
+        format!("selective_scan_fwd_tile_{mode}_{}_n{}", self.dtype.name(), self.n)
+    }
+
+    fn vars(&self) -> Vars {
+        let log = |x: usize| x.trailing_zeros();
+        let (states, lanes, channels, steps) = (self.states(), self.lanes(), self.channels(), self.steps());
+        let mut vars = storage(Vars::new(), self.dtype);
+        vars = vars.int("N", self.n).int("LOGN", log(self.n)).int("S", states).int("P", lanes).int("LOGP", log(lanes));
+        vars = vars.int("C", channels).int("LOGC", log(channels)).int("K", steps).int("LOGK", log(steps));
+        vars = vars.int("U", UNROLL).int("LOGU", log(UNROLL)).int("CTAS", 2);
+        vars = vars.int("J", (steps * channels / THREADS).max(1)).int("JB", steps * self.n / THREADS).int("TH", THREADS / 2);
+        for (name, mode) in [("walk", Mode::Walk), ("part", Mode::Part), ("local", Mode::Local)] {
+            vars = vars.flag(name, self.mode == mode);
+        }
+        self.places().0.iter().fold(vars, |vars, (name, at)| vars.int(name, *at))
+    }
+
+    fn shipped() -> Vec<Self> {
+        let modes = [Mode::Walk, Mode::Part, Mode::Local];
+        let types = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+        let sizes = types.into_iter().flat_map(|dtype| [16, 32, 64, 128, 256].map(|n| (dtype, n)));
+        sizes.flat_map(|(dtype, n)| modes.map(|mode| Tile { dtype, n, mode })).collect()
+    }
+}
