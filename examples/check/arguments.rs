@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::harness::engines::engines;
+use crate::kinds::without_gpu;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -58,7 +59,9 @@ impl Arguments {
         let here = engines();
         if !here.iter().any(|e| arguments.wants(e.name, e.isa)) {
             let have: Vec<String> = here.iter().map(|e| format!("{}/{}", e.name, e.isa)).collect();
-            return Err(format!("no such engine here; this machine has {}", have.join(", ")));
+            let why =
+                without_gpu().filter(|_| arguments.engine.as_deref() == Some("cuda")).map_or(String::new(), |why| format!(" ({why})"));
+            return Err(format!("no such engine here{why}; this machine has {}", have.join(", ")));
         }
         Ok(Asked::Run(arguments))
     }
