@@ -282,6 +282,35 @@ fn agrees_with_the_specification() {
     }
 }
 
+/// The tiles for B and C that vary: as many states as one has room for, and fewer.
+#[test]
+fn any_number_of_states() {
+    for (i, n) in [1usize, 2, 3, 4, 5, 8, 9, 12, 16, 20, 33, 64, 100, 128, 256].into_iter().enumerate() {
+        let dims = [1 + i % 2, [40, 131, 9][i % 3], [2, 5, 12][i % 3], n];
+        let on = [true, i % 2 == 0, true, i % 3 > 0, i % 4 < 2, true];
+        let case = Case { dims, on, seed: 60 + i as u64, ..Case::default() };
+        match i % 3 {
+            0 => check::<f32, f32>(&case),
+            1 => check::<bf16, f32>(&case),
+            _ => check::<f16, f32>(&case),
+        }
+    }
+}
+
+/// Packed and with ids too, each sequence has the bits that it has alone, whatever kernel takes it.
+#[test]
+fn few_states_in_any_arrangement() {
+    for (i, n) in [1usize, 4, 7, 11, 24].into_iter().enumerate() {
+        let on = [i % 2 == 0, true, false, true, i != 1, true];
+        let offsets = vec![0i64, 3, 3, 131, 140, 200];
+        let case = Case { dims: [1, 200, 3, n], on, seed: 80 + i as u64, ..Case::default() };
+        let ids = (0..200).map(|t| if t % 7 == 3 { -1 } else { t / 70 }).collect();
+        packed::<f32, f32>(&Case { kind: Kind::Packed(offsets.clone()), ..case.clone() });
+        listed::<f32, f32>(&Case { kind: Kind::Ids(ids), ..case.clone() });
+        packed::<bf16, f32>(&Case { kind: Kind::Packed(offsets), ..case });
+    }
+}
+
 #[test]
 fn options_by_pairs() {
     for i in 0..16u64 {
