@@ -45,6 +45,9 @@ mod whole {
     pub const WIDE: u32 = 2;
     pub const B: u32 = 4;
     pub const C: u32 = 8;
+    pub const NEAR: u32 = 16;
+    pub const ALL_B: u32 = 32;
+    pub const ALL_C: u32 = 64;
 }
 
 /// What of the operands may be loaded and stored as more than one element: neighbours in memory, and addresses that are multiples of so much.
@@ -62,6 +65,8 @@ pub(super) fn whole(params: &ScanParams, dtype: Dtype, tile: Option<Tile>) -> u3
     // Where there are fewer states than the tile has room for, the others are set apart.
     let full = tile.is_some_and(|tile| tile.n == params.dstate as usize);
     on(whole::PAIRS, all(2 * size))
+        | on(whole::NEAR, all(size))
+        | on(whole::ALL_B | whole::ALL_C, full)
         | on(whole::WIDE, time && all(16))
         | on(whole::B, full && rows(&params.B, params.flags & flag::B_TIME != 0))
         | on(whole::C, full && rows(&params.C, params.flags & flag::C_TIME != 0))
