@@ -146,21 +146,21 @@ pub(crate) struct RowsMut<'v, T> {
 }
 
 impl<T> RowsMut<'_, T> {
-    /// From the first row again.
-    pub(crate) fn restart(&mut self) {
-        self.at = 0;
+    /// Row `i`, for as long as no other is asked for: rows may share elements.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.end, "a matrix has no row {i}");
+        // SAFETY: `matrix_rows` checked the bounds of all rows; the elements are borrowed exclusively, and the row before was let go.
+        unsafe { core::slice::from_raw_parts_mut(self.start.offset(i as isize * self.stride), self.n) }
     }
 
-    /// The next row, for as long as no other is asked for: rows may share elements.
+    /// The row after the one that it gave before.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<&mut [T]> {
-        if self.at == self.end {
-            return None;
-        }
-        let at = self.at as isize * self.stride;
-        self.at += 1;
-        // SAFETY: `matrix_rows` checked the bounds of all rows; the elements are borrowed exclusively, and the row before was let go.
-        Some(unsafe { core::slice::from_raw_parts_mut(self.start.offset(at), self.n) })
+        (self.at < self.end).then(|| {
+            self.at += 1;
+            self.row(self.at - 1)
+        })
     }
 }
 

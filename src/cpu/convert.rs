@@ -155,8 +155,17 @@ pub(super) fn store_rows<E: Element, R: Lanes>(rows: RowsMut<'_, E>, blocks: Blo
     Kernels::best().run(RowsOut { rows, blocks, from });
 }
 
-/// Rows that are transposed at a time.
-const RUN: usize = 64;
+/// Runs `by` with the greatest of 8, 4, 2 and 1 that divides the width of blocks: columns that lie side by side.
+macro_rules! by_parts {
+    ($of:ident, $zero:ident) => {
+        match $of.blocks.width {
+            width if width.is_multiple_of(8) => $of.by::<V, 8>($zero),
+            width if width.is_multiple_of(4) => $of.by::<V, 4>($zero),
+            width if width.is_multiple_of(2) => $of.by::<V, 2>($zero),
+            _ => $of.by::<V, 1>($zero),
+        }
+    };
+}
 
 /// Contiguous columns to columns of blocks.
 struct Lines<'i, I, R> {
@@ -166,44 +175,57 @@ struct Lines<'i, I, R> {
     into: &'i mut [R],
 }
 
-impl<'e, E: Element + 'e, R: Lanes, I: Iterator<Item = &'e [E]>> Op<R> for Lines<'_, I, R> {
-    type Out = ();
+impl<'e, E: Element + 'e, R: Lanes, I: Iterator<Item = &'e [E]>> Lines<'_, I, R> {
     #[inline(always)]
-    fn run<V: Vector<Real = R>>(mut self, zero: V) {
+    fn by<V: Vector<Real = R>, const P: usize>(mut self, zero: V) {
         let width = self.blocks.width;
-        let mut staged = [[R::default(); RUN]; 8];
         let mut col = 0;
-        loop {
-            let (mut lines, mut count): ([&[E]; 8], usize) = ([&[]; 8], 0);
+        while let Some(line) = self.lines.next() {
+            // Columns that are not there repeat the first; what lies beside the last column is padding.
+            let (mut lines, mut count) = ([line; 8], 1);
             while count < 8
                 && let Some(line) = self.lines.next()
             {
                 lines[count] = line;
                 count += 1;
             }
-            if count == 0 {
-                return;
-            }
-            for first in (0..self.rows).step_by(RUN) {
-                let rows = RUN.min(self.rows - first);
-                for (staged, line) in staged.iter_mut().zip(&lines[..count]) {
-                    load(zero, &line[first..first + rows], &mut staged[..rows]);
+            let whole = self.rows / 8 * 8;
+            for r in (0..whole).step_by(8) {
+                let mut x = [[R::default(); 8]; 8];
+                for (x, line) in x.iter_mut().zip(lines) {
+                    load(zero, &line[r..r + 8], x);
                 }
-                // Eight columns of one block at once; what lies beside the last column is padding.
-                let whole = if width.is_multiple_of(8) { rows / 8 * 8 } else { 0 };
-                let from: [&[R]; 8] = [&staged[0], &staged[1], &staged[2], &staged[3], &staged[4], &staged[5], &staged[6], &staged[7]];
-                for r in (0..whole).step_by(8) {
-                    let at = self.blocks.at(col / width, first + r) + col % width;
-                    zero.transpose(from, r, &mut self.into[at..], width);
-                }
-                for r in whole..rows {
-                    for (c, from) in from.iter().enumerate().take(count) {
-                        self.into[self.blocks.at((col + c) / width, first + r) + (col + c) % width] = from[r];
+                let x = zero.transpose(x);
+                for p in (0..count).step_by(P) {
+                    let into = &mut self.into[self.blocks.at((col + p) / width, r) + (col + p) % width..];
+                    for (i, x) in x.iter().enumerate() {
+                        copy_part::<R, P>(&x[p..], &mut into[i * width..]);
                     }
+                }
+            }
+            for (c, line) in lines.iter().enumerate().take(count) {
+                for (r, x) in line.iter().enumerate().take(self.rows).skip(whole) {
+                    self.into[self.blocks.at((col + c) / width, r) + (col + c) % width] = parts(*x).0;
                 }
             }
             col += count;
         }
+    }
+}
+
+/// Copies as many numbers as the constant says.
+#[inline(always)]
+fn copy_part<R: Copy, const P: usize>(from: &[R], to: &mut [R]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<P>(), to.first_chunk_mut::<P>()) {
+        *to = *from;
+    }
+}
+
+impl<'e, E: Element + 'e, R: Lanes, I: Iterator<Item = &'e [E]>> Op<R> for Lines<'_, I, R> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(self, zero: V) {
+        by_parts!(self, zero);
     }
 }
 
@@ -221,34 +243,40 @@ struct LinesOut<'a, E, R> {
     from: &'a [R],
 }
 
-impl<E: Element, R: Lanes> Op<R> for LinesOut<'_, E, R> {
-    type Out = ();
+impl<E: Element, R: Lanes> LinesOut<'_, E, R> {
     #[inline(always)]
-    fn run<V: Vector<Real = R>>(mut self, zero: V) {
-        let width = self.blocks.width;
-        let mut staged = [R::default(); 8 * RUN];
-        for first in (0..self.rows).step_by(RUN) {
-            let rows = RUN.min(self.rows - first);
-            self.lines.restart();
-            for col in (0..self.cols).step_by(8) {
-                let whole = if width.is_multiple_of(8) { rows / 8 * 8 } else { 0 };
-                for r in (0..whole).step_by(8) {
-                    let at = self.blocks.at(col / width, first + r) + col % width;
-                    let row = |i: usize| &self.from[at + i * width..at + i * width + 8];
-                    zero.transpose([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)], 0, &mut staged[r..], RUN);
-                }
-                let count = 8.min(self.cols - col);
-                for r in whole..rows {
-                    for c in 0..count {
-                        staged[c * RUN + r] = self.from[self.blocks.at((col + c) / width, first + r) + (col + c) % width];
+    fn by<V: Vector<Real = R>, const P: usize>(mut self, zero: V) {
+        let (width, whole) = (self.blocks.width, self.rows / 8 * 8);
+        for col in (0..self.cols).step_by(8) {
+            let count = 8.min(self.cols - col);
+            for r in (0..whole).step_by(8) {
+                let mut x = [[R::default(); 8]; 8];
+                for p in (0..count).step_by(P) {
+                    let from = &self.from[self.blocks.at((col + p) / width, r) + (col + p) % width..];
+                    for (i, x) in x.iter_mut().enumerate() {
+                        copy_part::<R, P>(&from[i * width..], &mut x[p..]);
                     }
                 }
-                for c in 0..count {
-                    let Some(line) = self.lines.next() else { return };
-                    store(zero, &staged[c * RUN..c * RUN + rows], &mut line[first..first + rows]);
+                let x = zero.transpose(x);
+                for (c, x) in x.iter().enumerate().take(count) {
+                    store(zero, x, &mut self.lines.row(col + c)[r..r + 8]);
+                }
+            }
+            for c in col..col + count {
+                let line = self.lines.row(c);
+                for (r, x) in line.iter_mut().enumerate().take(self.rows).skip(whole) {
+                    *x = super::stage::whole(self.from[self.blocks.at(c / width, r) + c % width], R::default());
                 }
             }
         }
+    }
+}
+
+impl<E: Element, R: Lanes> Op<R> for LinesOut<'_, E, R> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(self, zero: V) {
+        by_parts!(self, zero);
     }
 }
 

@@ -239,12 +239,10 @@ pub struct ConvFwd<'a, R> {
 pub struct ConvBwd<'a, R> {
     /// The inputs.
     pub tile: ConvTile<'a, R>,
-    /// ∂out `[t][w]`.
-    pub grad_out: &'a [R],
-    /// ∂x `[width − 1 + t][w]`.
+    /// ∂out `[t][w]`; on return ∂ of what the activation is applied to.
+    pub grad_out: &'a mut [R],
+    /// ∂x `[width − 1 + t][w]`, added to.
     pub grad_x: &'a mut [R],
-    /// ∂weight `[k][w]`.
-    pub grad_weight: &'a mut [R],
-    /// ∂bias `[w]`.
-    pub grad_bias: &'a mut [R],
+    /// ∂weight `[k][w]`, then ∂bias `[w]`: sums over this tile.
+    pub grad_filter: &'a mut [f64],
 }

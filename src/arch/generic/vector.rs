@@ -70,15 +70,16 @@ pub unsafe trait Vector:
     /// The bits of `self` plus those of `t` shifted left by the width of the mantissa: self·2^n for n in t's lowest bits, as long as
     /// neither `self` nor the result is subnormal or out of range.
     fn add_exponent(self, t: Self) -> Self;
-    /// Element `r` of row `c` of `from`, from `at` on, to column `c` of row `r` of `to`, for eight of each; `to` has `stride` numbers a row.
+    /// Rows for columns.
     #[inline(always)]
-    fn transpose(self, from: [&[Self::Real]; 8], at: usize, to: &mut [Self::Real], stride: usize) {
+    fn transpose(self, x: [[Self::Real; 8]; 8]) -> [[Self::Real; 8]; 8] {
+        let mut to = x;
         for r in 0..8 {
-            let row = &mut to[r * stride..r * stride + 8];
             for c in 0..8 {
-                row[c] = from[c][at + r];
+                to[r][c] = x[c][r];
             }
         }
+        to
     }
     /// Numbers of type f16, as bits, to as many numbers.
     #[inline(always)]

@@ -170,9 +170,9 @@ vector! {
         unsafe { store_f16(from, to) }
     }
     #[inline(always)]
-    fn transpose(self, from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
+    fn transpose(self, x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
         // SAFETY: as in `load_f16`.
-        unsafe { transpose(from, at, to, stride) }
+        unsafe { transpose(x) }
     }
 }
 
@@ -230,30 +230,30 @@ fn exp2_by_table(x: F32x8) -> F32x8 {
     root_tail(r).mul_add(root * r, root).scale(n)
 }
 
-/// See [`Vector::transpose`]: pairs of rows are interleaved twice, then halves are exchanged while the rows are read.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn transpose(from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
-    let quarter = |c: usize, half: usize| -> __m128 {
-        let four: [f32; 4] = *from[c][at + 4 * half..].first_chunk().expect("eight numbers");
-        bytemuck::cast(four)
-    };
+/// See [`Vector::transpose`]: pairs of rows are interleaved twice; halves are exchanged while the rows are read.
+///
+/// # Safety
+/// The CPU must have AVX2. Not a function with target features: those are called with the numbers in memory.
+#[inline(always)]
+pub(super) unsafe fn transpose(x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+    let mut to = x;
     for half in 0..2 {
-        // Rows c and c + 4 side by side.
-        let x: [__m256; 4] = core::array::from_fn(|c| _mm256_set_m128(quarter(c + 4, half), quarter(c, half)));
-        let (low, high) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
-        let (low2, high2) = (_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
-        let rows = [
-            _mm256_shuffle_ps::<0b01_00_01_00>(low, low2),
-            _mm256_shuffle_ps::<0b11_10_11_10>(low, low2),
-            _mm256_shuffle_ps::<0b01_00_01_00>(high, high2),
-            _mm256_shuffle_ps::<0b11_10_11_10>(high, high2),
-        ];
-        for (r, row) in rows.into_iter().enumerate() {
-            let start = (4 * half + r) * stride;
-            to[start..start + 8].copy_from_slice(&bytemuck::cast::<__m256, [f32; 8]>(row));
+        // SAFETY: the caller says that the CPU has the instructions; all addresses are those of 4 or 8 numbers of an array.
+        unsafe {
+            let mut rows = [_mm256_setzero_ps(); 4];
+            for c in 0..4 {
+                rows[c] = _mm256_set_m128(_mm_loadu_ps(x[c + 4][4 * half..].as_ptr()), _mm_loadu_ps(x[c][4 * half..].as_ptr()));
+            }
+            let (low, high) = (_mm256_unpacklo_ps(rows[0], rows[1]), _mm256_unpackhi_ps(rows[0], rows[1]));
+            let (low2, high2) = (_mm256_unpacklo_ps(rows[2], rows[3]), _mm256_unpackhi_ps(rows[2], rows[3]));
+            let to = &mut to[4 * half..4 * half + 4];
+            _mm256_storeu_ps(to[0].as_mut_ptr(), _mm256_shuffle_ps::<0b01_00_01_00>(low, low2));
+            _mm256_storeu_ps(to[1].as_mut_ptr(), _mm256_shuffle_ps::<0b11_10_11_10>(low, low2));
+            _mm256_storeu_ps(to[2].as_mut_ptr(), _mm256_shuffle_ps::<0b01_00_01_00>(high, high2));
+            _mm256_storeu_ps(to[3].as_mut_ptr(), _mm256_shuffle_ps::<0b11_10_11_10>(high, high2));
         }
     }
+    to
 }
 
 /// Numbers of type f16 to as many of type f32.

@@ -185,9 +185,9 @@ vector! {
         unsafe { avx2::store_f16(from, to) }
     }
     #[inline(always)]
-    fn transpose(self, from: [&[f32]; 8], at: usize, to: &mut [f32], stride: usize) {
+    fn transpose(self, x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
         // SAFETY: as in `load_f16`.
-        unsafe { avx2::transpose(from, at, to, stride) }
+        unsafe { avx2::transpose(x) }
     }
 }
 
