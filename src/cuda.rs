@@ -10,7 +10,7 @@
 //!
 //! Results are the same bits on every repeat and whatever else is in the batch: no atomics on floating-point numbers, and sums in an order that depends
 //! on a row's own sizes only, never on how many multiprocessors there are. Between generations of cards bits may differ where the maker promises a bound of the
-//! error only, or nothing: the hardware's approximations of 2^x (with 16-bit storage) and of 1/x, and the tensor cores, which sum inside an instruction in an order
+//! error only, or nothing: the hardware's approximations of 2^x ([`Cuda::approximates_decay`]) and of 1/x, and the tensor cores, which sum inside an instruction in an order
 //! that is not specified: products of 16-bit storage ([`Products::Plain`]) run on them, and with these blocks and models in 16 bits. Products by
 //! cuBLASLt ([`Products::CublasLt`]) have bits of their own: the library picks an algorithm by its version, the card, layouts, alignment and the number of rows, so a row's bits there may depend on how
 //! many rows there are. It is kept once picked, and repeats are the same bits.
@@ -22,10 +22,12 @@ use std::time::Duration;
 use bytemuck::Pod;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 
+use crate::element::Dtype;
 use crate::error::Error;
+use crate::ops::Rule;
 use crate::regime::{Call, Gpu, Reason};
 use crate::scan::ScanProblem;
-use crate::selective::SelectiveProblem;
+use crate::selective::{Carry, SelectiveOptions, SelectiveProblem};
 use crate::view::{Device, View, ViewMut};
 
 mod adamw;
@@ -143,6 +145,14 @@ impl Cuda {
         Gpu { multiprocessors, capability }
     }
 
+    /// Whether a selective scan of inputs stored so takes its decay from the hardware's `ex2.approx`, whose error is up to 2⁻²² of the result: 16-bit storage,
+    /// and f32 with real A under Euler's rule. There f32 is held to 2e-6 + 2⁻²²·n_eff of the largest value (gradients to twice that) in place of
+    /// 2e-6 + 2⁻²⁴·n_eff. [`Carry::Compensated`] has the accurate exponential, as has the step ([`crate::selective::SelectiveScan::selective_state_update`]) in f32.
+    pub fn approximates_decay(input: Dtype, complex: bool, options: SelectiveOptions) -> bool {
+        let single = input == Dtype::F32 && !complex && options.rule == Rule::Euler;
+        options.carry == Carry::Plain && (single || matches!(input, Dtype::F16 | Dtype::Bf16))
+    }
+
     /// The rule's reason, or that of whoever made this engine.
     pub(crate) fn settle(&self, reason: Reason) -> Reason {
         reason.or_asked(self.regime)
@@ -166,9 +176,10 @@ impl Cuda {
         self.driver.time(&mut work)
     }
 
-    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or to end; waits for the device.
-    pub fn profile(&self, on: bool) -> Result<(), Error> {
-        self.driver.profile(on)
+    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or with None to end; waits for the
+    /// device. An NVTX range of this name is opened and closed where libnvToolsExt is found.
+    pub fn profile(&self, range: Option<&str>) -> Result<(), Error> {
+        self.driver.profile(range)
     }
 
     /// A buffer of `len` arbitrary elements.

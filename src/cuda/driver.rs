@@ -75,9 +75,9 @@ pub trait Driver: Send + Sync {
     /// Time on the device that `work` takes on this stream.
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error>;
 
-    /// Tells profilers that wait for it to begin or to end, after what was asked for so far.
-    fn profile(&self, on: bool) -> Result<(), Error> {
-        let _ = on;
+    /// Tells profilers that wait for it to begin a range of this name, or to end it, after what was asked for so far.
+    fn profile(&self, range: Option<&str>) -> Result<(), Error> {
+        let _ = range;
         Ok(())
     }
 
@@ -231,9 +231,9 @@ impl Driver for Gated {
         })
     }
 
-    fn profile(&self, on: bool) -> Result<(), Error> {
+    fn profile(&self, range: Option<&str>) -> Result<(), Error> {
         let _call = self.call();
-        self.driver.profile(on)
+        self.driver.profile(range)
     }
 
     fn launches(&self, work: &mut dyn FnMut() -> Result<bool, Error>) -> Result<bool, Error> {

@@ -26,7 +26,7 @@ pub trait Kernel: Sized {
     /// The expanded PTX.
     fn expand(&self) -> String {
         let vars = self.vars();
-        let vars = Self::Params::OFFSETS.iter().fold(vars, |vars, (name, offset)| vars.int(&format!(".{name}"), *offset));
+        let vars = Self::Params::FIELDS.iter().fold(vars, |vars, field| vars.int(&format!(".{}", field.name), field.offset));
         Self::TEMPLATE.expand(&vars.int(".size", size_of::<Self::Params>()).text("entry", self.entry()))
     }
 }

@@ -245,9 +245,20 @@ impl Driver for Context {
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 
-    fn profile(&self, on: bool) -> Result<(), Error> {
+    fn profile(&self, range: Option<&str>) -> Result<(), Error> {
         self.synchronize()?;
-        let told = if on { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
+        // SAFETY: it only looks whether the library can be loaded, without which the calls below would panic.
+        let nvtx = unsafe { cudarc::nvtx::sys::is_culib_present() };
+        let name = std::ffi::CString::new(range.unwrap_or_default()).map_err(|e| Error::Driver { why: format!("naming a range: {e}") })?;
+        if nvtx {
+            match range {
+                // SAFETY: the name ends in 0 and is read before the call returns.
+                Some(_) => unsafe { cudarc::nvtx::sys::nvtxRangePushA(name.as_ptr()) },
+                // SAFETY: it has no arguments; without a range that is open it does nothing.
+                None => unsafe { cudarc::nvtx::sys::nvtxRangePop() },
+            };
+        }
+        let told = if range.is_some() { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
         told.map_err(|e| fault("telling the profiler", e))
     }
 
