@@ -13,7 +13,7 @@ Runs reference cases on every engine of this machine, in every storage type, and
 
 A directory stands for the cases in it; one in the Hugging Face layout with expected.safetensors beside is itself a case, run in
 f64 and f32. Each case runs forward and backward, in every memory layout, packed and with padding, in two calls, and as a prefill
-followed by decode steps; a model also generates greedily.
+followed by decode steps; a model also generates greedily, and on the engine cuda once more with its parameters on the device.
 
     --engine NAME   only this engine
     --isa NAME      only this instruction set
