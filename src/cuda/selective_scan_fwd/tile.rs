@@ -124,6 +124,12 @@ impl Tile {
     /// Where things lie in shared memory, and how much it is.
     fn places(self) -> ([(&'static str, usize); 6], usize) {
         let (rows, channels) = (2 * self.steps(), self.channels());
+        // Behind every four steps, as the template says.
+        let (gap, gap_y) = match self.n {
+            ..=32 => (16, 48),
+            64 => (32, 0),
+            _ => (0, 0),
+        };
         let y = usize::from(self.mode != Mode::Local);
         // Of a thread's states: those before the chunk, or before the block's other chunks.
         let held = match self.mode {
@@ -132,11 +138,11 @@ impl Tile {
             Mode::Local => 0,
         };
         let sizes = [
-            ("OPAIR", rows * channels * 8),
+            ("OPAIR", rows * channels * 8 + rows / 4 * gap),
             ("OB", rows * self.n * 4),
             ("OC", rows * self.n * 4 * y),
-            ("OU", rows * (channels * 4 + 8) * y),
-            ("OY", rows * (channels * 4 + 8) * y),
+            ("OU", (rows * (channels * 4 + 8) + rows / 4 * gap_y) * y),
+            ("OY", (rows * (channels * 4 + 8) + rows / 4 * gap_y) * y),
             ("OHIN", THREADS * self.states() * 4 * held),
         ];
         let mut at = 0;
