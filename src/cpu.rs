@@ -17,6 +17,7 @@ use crate::selective::{Carry, SelectiveBwd, SelectiveFwd, SelectiveProblem, Sele
 use crate::view::Host;
 
 mod causal_conv1d;
+mod convert;
 mod grid;
 mod inputs;
 mod layers;
@@ -108,9 +109,9 @@ impl Scan for Cpu {
 impl SelectiveScan for Cpu {
     fn selective_scan_fwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
         if wide::<W>(problem) {
-            selective_fwd::workspace::<f64, W>(self, problem)
+            selective_fwd::workspace::<f64, W>(self, problem, size_of::<I>())
         } else {
-            selective_fwd::workspace::<f32, W>(self, problem)
+            selective_fwd::workspace::<f32, W>(self, problem, size_of::<I>())
         }
     }
 
@@ -124,9 +125,9 @@ impl SelectiveScan for Cpu {
 
     fn selective_scan_bwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize {
         if wide::<W>(problem) {
-            selective_bwd::workspace::<f64, W>(self, problem)
+            selective_bwd::workspace::<f64, W>(self, problem, size_of::<I>())
         } else {
-            selective_bwd::workspace::<f32, W>(self, problem)
+            selective_bwd::workspace::<f32, W>(self, problem, size_of::<I>())
         }
     }
 

@@ -135,6 +135,35 @@ fn merged([batch, seqlen, dim]: [usize; 3], [outer, inner, last]: [isize; 3]) ->
     fits.then_some(([rows, dim], [stride, last]))
 }
 
+/// The rows of a matrix, see [`ViewMut::matrix_rows_mut`].
+pub(crate) struct RowsMut<'v, T> {
+    start: *mut T,
+    stride: isize,
+    n: usize,
+    at: usize,
+    end: usize,
+    of: PhantomData<&'v mut [T]>,
+}
+
+impl<T> RowsMut<'_, T> {
+    /// Row `i`, for as long as no other is asked for: rows may share elements.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.end, "a matrix has no row {i}");
+        // SAFETY: `matrix_rows` checked the bounds of all rows; the elements are borrowed exclusively, and the row before was let go.
+        unsafe { core::slice::from_raw_parts_mut(self.start.offset(i as isize * self.stride), self.n) }
+    }
+
+    /// The row after the one that it gave before.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<&mut [T]> {
+        (self.at < self.end).then(|| {
+            self.at += 1;
+            self.row(self.at - 1)
+        })
+    }
+}
+
 fn linear<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R], index: [usize; R]) -> usize {
     let mut at = offset as isize;
     for i in 0..R {
@@ -228,6 +257,13 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         assert!(index[R - 1] == 0 && at.checked_add(n).is_some_and(|end| end <= self.len));
         // SAFETY: the n elements from `at` are inside the buffer, borrowed for 'a and not written meanwhile.
         Some(unsafe { core::slice::from_raw_parts(self.ptr.add(at), n) })
+    }
+
+    /// Address of the element with all coordinates 0, and bytes from one to the next along each of the last two axes: for hints.
+    pub(crate) fn addresses(&self) -> (usize, [isize; 2]) {
+        let size = size_of::<T>() as isize;
+        let at = (self.ptr as usize).wrapping_add_signed(self.offset as isize * size);
+        (at, [self.strides[R - 2] * size, self.strides[R - 1] * size])
     }
 
     /// The rows of one matrix, which is all that the tensor holds: its leading axes have one element each. None where rows are
@@ -395,19 +431,11 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
         Some(unsafe { core::slice::from_raw_parts_mut(self.ptr.add(at), row.len()) })
     }
 
-    /// Calls `f` with the number of each row of one matrix and the row, as [`View::matrix_rows`]; false, and no call, where there are none.
-    pub(crate) fn for_each_row(&mut self, mut f: impl FnMut(usize, &mut [T])) -> bool {
-        if self.as_view().matrix_rows().is_none() {
-            return false;
-        }
+    /// The rows of one matrix, as [`View::matrix_rows`], lent one after another.
+    pub(crate) fn matrix_rows_mut(&mut self) -> Option<RowsMut<'_, T>> {
+        let _ = self.as_view().matrix_rows()?;
         let (n, stride) = (self.dims[R - 1], self.strides[R - 2]);
-        for r in 0..self.dims[R - 2] {
-            let at = self.offset as isize + r as isize * stride;
-            // SAFETY: `matrix_rows` checked the bounds; the elements are this view's own, borrowed exclusively through `&mut self`,
-            // and each row is let go before the next is made.
-            f(r, unsafe { core::slice::from_raw_parts_mut(self.ptr.offset(at), n) });
-        }
-        true
+        Some(RowsMut { start: self.ptr.wrapping_add(self.offset), stride, n, at: 0, end: self.dims[R - 2], of: PhantomData })
     }
 
     /// The whole tensor as a slice where it is contiguous in row-major order.

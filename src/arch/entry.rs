@@ -2,12 +2,17 @@
 
 use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
 use crate::arch::generic::product::Product;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ScanTile, SelectiveBwd, SelectiveFwd};
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ScanTile, SelectiveBwd, SelectiveFwd, StepRow};
 use crate::arch::{Kernels, Lanes};
 
 impl Kernels {
     /// One tile of the selective scan, forward; with one step it is the decode step.
     pub fn selective_scan_fwd<R: Lanes>(self, args: SelectiveFwd<'_, R>) {
+        self.run(args);
+    }
+
+    /// One step of many blocks in Mamba's own case.
+    pub fn selective_state_update<R: Lanes>(self, args: StepRow<'_, R>) {
         self.run(args);
     }
 

@@ -95,6 +95,11 @@ macro_rules! vector {
             }
             $($widen)*
             #[inline(always)]
+            fn add_exponent(self, t: Self) -> Self {
+                let (bits, t): ($bits, $bits) = (bytemuck::cast(self.0), bytemuck::cast(t.0));
+                $v(bytemuck::cast(bits + (t << $width)))
+            }
+            #[inline(always)]
             fn residual(self, b: Self, product: Self) -> Self {
                 // There may be no fused multiply-add: split both factors in halves whose products are exact (Dekker 1971).
                 let (a1, a2) = self.halves();

@@ -255,7 +255,13 @@ pub(crate) fn run_fwd<R: Lanes>(k: Kernels, case: &Case) -> (Vec<f64>, Vec<C64>)
     let mut h = StagedPlanes::<R>::new(&case.h, case.complex);
     let mut out = Staged::<R>::new(case.steps * case.lanes);
     let mut scratch = Staged::<R>::new(fwd_scratch(case.lanes));
-    k.selective_scan_fwd(SelectiveFwd { tile: staged.tile(case), h: h.get_mut(), out: Some(out.get()), scratch: scratch.get() });
+    k.selective_scan_fwd(SelectiveFwd {
+        tile: staged.tile(case),
+        h: h.get_mut(),
+        out: Some(out.get()),
+        scratch: scratch.get(),
+        ahead: &[],
+    });
     (out.get().iter().map(|x| x.to_f64()).collect(), h.numbers())
 }
 
@@ -411,6 +417,7 @@ pub(crate) fn run_bwd<R: Lanes>(k: Kernels, case: &Case) -> Gradients {
         grad_d: d.as_mut().map(Staged::get),
         grad_delta_bias: Some(bias.get()),
         scratch: scratch.get(),
+        ahead: &[],
     });
     let plain = |x: &mut Staged<R>| x.get().iter().map(|x| x.to_f64()).collect::<Vec<_>>();
     Gradients {

@@ -1,14 +1,14 @@
-//! The causal convolution, forward and step, by the SIMD kernel; the gradients by the functions for host memory.
+//! The causal convolution by the SIMD kernels.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::{Cpu, double};
-use crate::arch::{ConvFwd as TileFwd, ConvTile, Isa, Kernels, Lanes};
+use crate::arch::{ConvBwd as TileBwd, ConvFwd as TileFwd, ConvTile, Isa, Kernels, Lanes};
 use crate::buffer::Workspace;
 use crate::element::{Input, Real};
 use crate::error::Error;
 use crate::layers::conv1d::{
-    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, causal_conv1d_bwd, causal_conv1d_bwd_workspace,
+    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, TileGrads, bwd_with, causal_conv1d_bwd_workspace,
     fwd_with, fwd_workspace_with, update_with, update_workspace_with,
 };
 use crate::view::Host;
@@ -19,6 +19,15 @@ fn forward<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: &[
     let (x, weight, bias) = (cast_slice(rows), cast_slice(filter.taps), Some(cast_slice(filter.bias)));
     let tile = ConvTile { steps, width: filter.width, silu: filter.silu, x, weight, bias };
     kernels.causal_conv1d_fwd::<R>(TileFwd { tile, out: cast_slice_mut(outputs) });
+}
+
+/// As [`forward`], the gradients.
+fn backward<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: &[A], grad_out: &mut [A], grads: TileGrads<'_, A>) {
+    let steps = grad_out.len() / filter.lanes;
+    let (x, weight, bias) = (cast_slice(rows), cast_slice(filter.taps), Some(cast_slice(filter.bias)));
+    let tile = ConvTile { steps, width: filter.width, silu: filter.silu, x, weight, bias };
+    let (grad_out, grad_x) = (cast_slice_mut(grad_out), cast_slice_mut(grads.x));
+    kernels.causal_conv1d_bwd::<R>(TileBwd { tile, grad_out, grad_x, grad_filter: grads.filter });
 }
 
 /// Vectors of a block: a block is several cache lines of a row, so that few pages are met for many numbers.
@@ -44,6 +53,16 @@ impl ConvKernel for Kernels {
             forward::<A, f32>(self, filter, rows, outputs);
         }
     }
+
+    fn backward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], grad_out: &mut [A], grads: TileGrads<'_, A>) {
+        if self.isa() == Isa::Portable {
+            Plain.backward(filter, rows, grad_out, grads);
+        } else if double::<A>() {
+            backward::<A, f64>(self, filter, rows, grad_out, grads);
+        } else {
+            backward::<A, f32>(self, filter, rows, grad_out, grads);
+        }
+    }
 }
 
 impl CausalConv1d for Cpu {
@@ -62,7 +81,7 @@ impl CausalConv1d for Cpu {
     }
 
     fn causal_conv1d_bwd<I: Input>(&self, args: ConvBwd<'_, I>, ws: &mut Workspace<'_>) -> Result<(), Error> {
-        causal_conv1d_bwd(args, self.par, ws)
+        bwd_with(self.kernels, args, self.par, ws)
     }
 
     fn causal_conv1d_update_workspace<I: Input>(&self, problem: &ConvProblem) -> usize {

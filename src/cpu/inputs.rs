@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::stage::{Blocks, Region, Source, row, runs, sequence, state, vector, weight};
-use super::table::TILE;
+use super::table::{AHEAD, STRIP_BYTES, TILE};
 use crate::arch::{self, Kernels, Lanes, Planes, PlanesMut, SelectiveTile};
 use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
@@ -97,7 +97,7 @@ impl<'a, I: Input, W: Weight<Real = I::Accum>> Views<'a, I, W> {
         Inputs {
             kernels,
             problem,
-            extent: Extent::new::<R, W>(kernels, &problem, 0),
+            extent: Extent::new::<R, W>(kernels, &problem, 0, size_of::<I>()),
             u: &self.u,
             delta: &self.delta,
             a: &self.a,
@@ -134,9 +134,9 @@ pub(super) struct Inputs<'a, R> {
 }
 
 impl<R> Inputs<'_, R> {
-    /// The same operands in tasks of `blocks` blocks.
-    pub fn in_blocks(mut self, blocks: usize) -> Self {
-        self.extent.blocks = blocks;
+    /// The same operands in tasks of this extent.
+    pub fn in_blocks(mut self, extent: Extent) -> Self {
+        self.extent = extent;
         self
     }
 }
@@ -148,6 +148,8 @@ pub(super) struct Extent {
     pub lanes: usize,
     /// Blocks side by side at most.
     pub blocks: usize,
+    /// Blocks of which steps are staged at a time: those on a cache line of the input.
+    pub strip: usize,
     /// N.
     pub dstate: usize,
     pub complex: bool,
@@ -156,13 +158,21 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    pub fn new<R: Lanes, W: Weight>(kernels: Kernels, problem: &SelectiveProblem, blocks: usize) -> Self {
-        Extent { lanes: kernels.lanes::<R>(), blocks, dstate: problem.dstate, complex: W::COMPLEX, line: ALIGN / size_of::<R>() }
+    /// `input` is the size of a number of the input.
+    pub fn new<R: Lanes, W: Weight>(kernels: Kernels, problem: &SelectiveProblem, blocks: usize, input: usize) -> Self {
+        let lanes = kernels.lanes::<R>();
+        let strip = (STRIP_BYTES / input / lanes).clamp(1, blocks.max(1));
+        Extent { lanes, blocks, strip, dstate: problem.dstate, complex: W::COMPLEX, line: ALIGN / size_of::<R>() }
     }
 
     /// The sizes of a single block.
     pub fn one(self) -> Self {
-        Extent { blocks: 1, ..self }
+        Extent { blocks: 1, strip: 1, ..self }
+    }
+
+    /// Steps of all blocks staged at a time.
+    pub fn in_one_strip(self) -> Self {
+        Extent { strip: self.blocks, ..self }
     }
 
     /// Planes of A and the states: real, or real and imaginary.
@@ -175,7 +185,7 @@ impl Extent {
         (rows * self.lanes).next_multiple_of(self.line)
     }
 
-    /// `[t][w]` of every block.
+    /// `[t][w]` of every block of a strip.
     pub fn steps(self) -> Blocks {
         Blocks { width: self.lanes, stride: self.stride(TILE), first: 0 }
     }
@@ -200,9 +210,19 @@ impl Extent {
         (TILE * self.dstate).max(self.blocks * self.stride(self.dstate))
     }
 
-    /// Takes `[t][w]` of every block.
+    /// Takes `[t][w]` of every block of a strip.
     pub fn take_steps<'s, R: Lanes>(self, ws: &mut Workspace<'s>) -> &'s mut [R] {
-        ws.slice(self.blocks * self.stride(TILE)).expect(SIZED)
+        ws.slice(self.strip * self.stride(TILE)).expect(SIZED)
+    }
+
+    /// The strips of `channels`: first block and channels of each.
+    pub fn strips(self, channels: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let width = self.strip * self.lanes;
+        let count = channels.len().div_ceil(width);
+        (0..count).map(move |i| {
+            let start = channels.start + i * width;
+            (i * self.strip, start..(start + width).min(channels.end))
+        })
     }
 
     /// Takes `[n][w]` of every block.
@@ -226,7 +246,7 @@ impl Extent {
     }
 
     pub fn steps_bytes<R>(self) -> usize {
-        bytes_of::<R>(self.blocks.saturating_mul(self.stride(TILE)))
+        bytes_of::<R>(self.strip.saturating_mul(self.stride(TILE)))
     }
 
     pub fn states_bytes<R>(self) -> usize {
@@ -244,6 +264,7 @@ impl Extent {
     /// Bytes that [`Staged::take`] takes.
     pub fn staged_bytes<R>(self) -> usize {
         bytes_of::<usize>(TILE)
+            + bytes_of::<usize>(AHEAD)
             + 3 * self.steps_bytes::<R>()
             + self.states_bytes::<R>()
             + 2 * (self.coefficient_bytes::<R>() + self.rows_bytes::<R>())
@@ -294,6 +315,9 @@ pub(super) fn stage_positions<R>(
 pub(super) struct Staged<'s, R> {
     extent: Extent,
     pub positions: &'s mut [usize],
+    ahead: &'s mut [usize],
+    /// How many of `ahead` there are.
+    asked: usize,
     u: &'s mut [R],
     delta: &'s mut [R],
     z: &'s mut [R],
@@ -309,6 +333,8 @@ impl<'s, R: Lanes> Staged<'s, R> {
         Staged {
             extent,
             positions: ws.slice(TILE).expect(SIZED),
+            ahead: ws.slice(AHEAD).expect(SIZED),
+            asked: 0,
             u: extent.take_steps(ws),
             delta: extent.take_steps(ws),
             z: extent.take_steps(ws),
@@ -337,10 +363,11 @@ impl<'s, R: Lanes> Staged<'s, R> {
         }
     }
 
-    /// Stages the first `count` of `positions`; C and z only where `all` is on.
-    pub fn steps(&mut self, inputs: &Inputs<'_, R>, batch: usize, count: usize, channels: Range<usize>, all: bool) {
-        let (steps, varying) = (self.extent.steps(), self.extent.varying());
+    /// Stages one strip of the first `count` of `positions`; z only where `all` is on.
+    pub fn strip(&mut self, inputs: &Inputs<'_, R>, batch: usize, count: usize, channels: Range<usize>, all: bool) {
+        let steps = self.extent.steps();
         let positions = &self.positions[..count];
+        self.asked = 0;
         let lanes = |source: &dyn Source<R>, into: &mut [R]| {
             stage_positions(source, [batch, 0], positions, channels.clone(), steps, real(into));
         };
@@ -349,6 +376,29 @@ impl<'s, R: Lanes> Staged<'s, R> {
         if let Some(z) = inputs.z.filter(|_| all) {
             lanes(z, self.z);
         }
+    }
+
+    /// Asks for the lines of a region of some tensor while the strip is worked on.
+    pub fn ask(&mut self, lines: impl FnOnce(&mut [usize]) -> usize) {
+        self.asked += lines(&mut self.ahead[self.asked..]);
+    }
+
+    /// Asks for what [`Staged::strip`] would stage.
+    pub fn ask_strip(&mut self, inputs: &Inputs<'_, R>, batch: usize, rows: Range<usize>, channels: Range<usize>, all: bool) {
+        for source in [Some(inputs.u), Some(inputs.delta), inputs.z.filter(|_| all)].into_iter().flatten() {
+            self.ask(|to| source.lines(Region { outer: [batch, 0], rows: rows.clone(), cols: channels.clone() }, to));
+        }
+    }
+
+    /// The share of block `k` in what was asked for, of `blocks`.
+    pub fn ahead(&self, k: usize, blocks: usize) -> &[usize] {
+        &self.ahead[self.asked * k / blocks..self.asked * (k + 1) / blocks]
+    }
+
+    /// Stages what all channels share in the first `count` of `positions`; C only where `all` is on.
+    pub fn shared(&mut self, inputs: &Inputs<'_, R>, batch: usize, count: usize, channels: Range<usize>, all: bool) {
+        let varying = self.extent.varying();
+        let positions = &self.positions[..count];
         for (groups, source, into, wanted) in
             [(inputs.problem.groups_b, inputs.b, &mut self.b, true), (inputs.problem.groups_c, inputs.c, &mut self.c, all)]
         {
@@ -360,8 +410,8 @@ impl<'s, R: Lanes> Staged<'s, R> {
         }
     }
 
-    /// Block `k` of the staged steps.
-    pub fn tile(&self, inputs: &Inputs<'_, R>, k: usize, steps: usize, first: bool) -> SelectiveTile<'_, R> {
+    /// Block `k`, which is block `at` of the staged strip.
+    pub fn tile(&self, inputs: &Inputs<'_, R>, [k, at]: [usize; 2], steps: usize, first: bool) -> SelectiveTile<'_, R> {
         let options = inputs.problem.options;
         let (tiles, states, rows) = (self.extent.steps(), self.extent.states(), self.extent.rows());
         let coefficient = |groups: Option<usize>, planes| match groups {
@@ -374,10 +424,10 @@ impl<'s, R: Lanes> Staged<'s, R> {
             rule: options.rule,
             softplus: options.delta_softplus,
             first,
-            u: &self.u[k * tiles.stride..],
-            delta: &self.delta[k * tiles.stride..],
+            u: &self.u[at * tiles.stride..],
+            delta: &self.delta[at * tiles.stride..],
             delta_bias: inputs.delta_bias.map(|_| &self.delta_bias[k * rows.stride..]),
-            z: inputs.z.map(|_| &self.z[k * tiles.stride..]),
+            z: inputs.z.map(|_| &self.z[at * tiles.stride..]),
             a: block(&self.a, k, states),
             b: coefficient(inputs.problem.groups_b, &self.b),
             c: coefficient(inputs.problem.groups_c, &self.c),

@@ -4,7 +4,7 @@
 
 use super::grid::{Grid, Shape, Task};
 use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block, block_mut, clear, real, shared, stage_positions};
-use super::selective_fwd::{initial, put_positions, shape, zero_padding};
+use super::selective_fwd::{initial, local, put_positions, shape, zero_padding};
 use super::stage::{Blocks, Region, Sink, Source, Tensor, runs, sequence, sequence_mut, state, state_mut};
 use super::sums::{self, Rows};
 use super::table::{BWD_SLICES, TILE};
@@ -25,10 +25,10 @@ pub(super) struct Sizes {
     pub rows: Rows,
 }
 
-fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> Sizes {
+fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem, input: usize) -> Sizes {
     let lanes = cpu.kernels.lanes::<R>();
     let blocks = problem.dim.div_ceil(lanes).div_ceil(BWD_SLICES);
-    let extent = Extent::new::<R, W>(cpu.kernels, problem, blocks);
+    let extent = Extent::new::<R, W>(cpu.kernels, problem, blocks, input);
     Sizes { extent, shape: shape(problem, blocks * lanes), rows: Rows::new(problem, extent.planes()) }
 }
 
@@ -62,8 +62,8 @@ fn elements(dims: [usize; 4]) -> usize {
     dims.iter().fold(1, |n: usize, &d| n.saturating_mul(d))
 }
 
-pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, p: &SelectiveProblem) -> usize {
-    let sizes = sizes::<R, W>(cpu, p);
+pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, p: &SelectiveProblem, input: usize) -> usize {
+    let sizes = sizes::<R, W>(cpu, p, input);
     let partial = bytes_of::<R>(elements(sizes.partial(p)));
     let partials = [p.groups_b, p.groups_c].into_iter().flatten().fold(0usize, |n, _| n.saturating_add(partial));
     let scratch = sizes.task_bytes::<R>(p).max(sums::task_bytes(&sizes));
@@ -95,9 +95,9 @@ fn run_in<I: Input, W: Weight<Real = I::Accum>, R: Lanes>(
     args: SelectiveBwd<'_, I, W>,
     ws: &mut Workspace<'_>,
 ) -> Result<(), Error> {
-    let sizes = sizes::<R, W>(cpu, p);
+    let sizes = sizes::<R, W>(cpu, p, size_of::<I>());
     let views = Views::new(&args.inputs);
-    let inputs = views.erase::<R>(cpu.kernels, *p).in_blocks(sizes.extent.blocks);
+    let inputs = views.erase::<R>(cpu.kernels, *p).in_blocks(sizes.extent);
     let (grad_out, grad_last) = (sequence(args.grad_out), args.grad_last_state.map(state));
     let upstream = Upstream { out: &grad_out, last_state: grad_last.as_ref().map(|v| v as &dyn Source<R>) };
     let grads = args.grads;
@@ -182,6 +182,11 @@ struct Record {
 impl Record {
     fn pack(start: usize, tile: crate::sequences::Tile) -> [usize; 2] {
         [start, tile.count * 4 + usize::from(tile.fresh) * 2 + usize::from(tile.first)]
+    }
+
+    /// Its positions, if there are no gaps.
+    fn rows(self) -> core::ops::Range<usize> {
+        self.start..self.start + self.count
     }
 
     fn unpack([start, bits]: [usize; 2]) -> Self {
@@ -272,10 +277,6 @@ impl<R: Lanes> Walked<'_, R> {
         grads.shared.put(region, sums, &Planes { re: buffers.shared, im: None });
     }
 
-    fn blocks(&self) -> usize {
-        self.task.channels.len().div_ceil(self.sizes.extent.lanes)
-    }
-
     /// Whether a tile starts from nothing at all.
     fn starts(&self, record: Record) -> bool {
         record.fresh && !(record.first && self.inputs.initial_state.is_some())
@@ -304,11 +305,21 @@ impl<R: Lanes> Walked<'_, R> {
                 continue;
             }
             self.positions(buffers.staged.positions, batch, before);
-            buffers.staged.steps(inputs, batch, before.count, self.task.channels.clone(), false);
-            for k in 0..self.blocks() {
-                let tile = buffers.staged.tile(inputs, k, before.count, self.starts(before));
-                let h = block_mut(&mut buffers.h, k, extent.states());
-                inputs.kernels.selective_scan_fwd(arch::SelectiveFwd { tile, h, out: None, scratch: &mut *buffers.scratch });
+            buffers.staged.shared(inputs, batch, before.count, self.task.channels.clone(), false);
+            let mut strips = extent.strips(self.task.channels.clone()).peekable();
+            while let Some((block, channels)) = strips.next() {
+                buffers.staged.strip(inputs, batch, before.count, channels.clone(), false);
+                if let Some((_, channels)) = strips.peek() {
+                    buffers.staged.ask_strip(inputs, batch, before.rows(), channels.clone(), false);
+                } else {
+                    buffers.staged.ask_strip(inputs, batch, record.rows(), self.first_strip(), false);
+                }
+                let blocks = channels.len().div_ceil(extent.lanes);
+                for at in 0..blocks {
+                    let tile = buffers.staged.tile(inputs, [block + at, at], before.count, self.starts(before));
+                    let (h, ahead) = (block_mut(&mut buffers.h, block + at, extent.states()), buffers.staged.ahead(at, blocks));
+                    inputs.kernels.selective_scan_fwd(arch::SelectiveFwd { tile, h, out: None, scratch: &mut *buffers.scratch, ahead });
+                }
             }
             let planes = [Some(&*buffers.h.re), buffers.h.im.as_deref()];
             for (plane, re) in planes.into_iter().flatten().enumerate() {
@@ -348,37 +359,70 @@ impl<R: Lanes> Walked<'_, R> {
                 }
             }
             self.positions(buffers.staged.positions, batch, record);
-            buffers.staged.steps(inputs, batch, record.count, self.task.channels.clone(), true);
-            let positions = &buffers.staged.positions[..record.count];
-            stage_positions(self.upstream.out, [batch, 0], positions, self.task.channels.clone(), extent.steps(), real(buffers.grad_out));
-            for k in 0..self.blocks() {
-                self.tile(buffers, k, record);
+            buffers.staged.shared(inputs, batch, record.count, self.task.channels.clone(), true);
+            let mut strips = extent.strips(self.task.channels.clone()).peekable();
+            while let Some((block, channels)) = strips.next() {
+                buffers.staged.strip(inputs, batch, record.count, channels.clone(), true);
+                let positions = &buffers.staged.positions[..record.count];
+                stage_positions(self.upstream.out, [batch, 0], positions, channels.clone(), extent.steps(), real(buffers.grad_out));
+                if let Some((_, channels)) = strips.peek() {
+                    self.ask(&mut buffers.staged, grads, batch, record.rows(), channels.clone());
+                } else if i > 0 {
+                    self.ask(&mut buffers.staged, grads, batch, Record::unpack(buffers.records[i - 1]).rows(), self.first_strip());
+                }
+                let blocks = channels.len().div_ceil(extent.lanes);
+                for at in 0..blocks {
+                    self.tile(buffers, [block + at, at], blocks, record);
+                }
+                self.store_steps(buffers, grads, batch, record.count, channels);
             }
             self.store(buffers, grads, batch, record.count);
         }
     }
 
-    /// One block of one tile.
-    fn tile(&self, buffers: &mut Buffers<'_, R>, k: usize, record: Record) {
+    /// The channels of the task's first strip.
+    fn first_strip(&self) -> core::ops::Range<usize> {
+        self.sizes.extent.strips(self.task.channels.clone()).next().map_or(0..0, |(_, channels)| channels)
+    }
+
+    /// Asks for what the backward pass reads and writes of some positions and channels.
+    fn ask(
+        &self,
+        staged: &mut Staged<'_, R>,
+        grads: &Gradients<'_, R>,
+        batch: usize,
+        rows: core::ops::Range<usize>,
+        channels: core::ops::Range<usize>,
+    ) {
+        staged.ask_strip(self.inputs, batch, rows.clone(), channels.clone(), true);
+        staged.ask(|to| self.upstream.out.lines(Region { outer: [batch, 0], rows: rows.clone(), cols: channels.clone() }, to));
+        for sink in grads.steps.iter().flatten() {
+            staged.ask(|to| sink.lines(local(&self.task, batch, rows.clone(), channels.clone()), to));
+        }
+    }
+
+    /// Block `k` of one tile, which is block `at` of the strip of `blocks`.
+    fn tile(&self, buffers: &mut Buffers<'_, R>, [k, at]: [usize; 2], blocks: usize, record: Record) {
         let (inputs, extent) = (self.inputs, self.sizes.extent);
         let (tiles, states) = (extent.steps().stride, extent.states());
         let problem = &inputs.problem;
         let Buffers { staged, h, carry, grad_out, steps: [u, delta, z], a, coefficients: [b, c], rows: [d, delta_bias], scratch, .. } =
             buffers;
         inputs.kernels.selective_scan_bwd(arch::SelectiveBwd {
-            tile: staged.tile(inputs, k, record.count, self.starts(record)),
+            tile: staged.tile(inputs, [k, at], record.count, self.starts(record)),
             h: block(h, k, states),
-            grad_out: &grad_out[k * tiles..],
+            grad_out: &grad_out[at * tiles..],
             carry: block_mut(carry, k, states),
-            grad_u: &mut u[k * tiles..],
-            grad_delta: &mut delta[k * tiles..],
-            grad_z: inputs.z.map(|_| &mut z[k * tiles..]),
+            grad_u: &mut u[at * tiles..],
+            grad_delta: &mut delta[at * tiles..],
+            grad_z: inputs.z.map(|_| &mut z[at * tiles..]),
             grad_a: block_mut(a, 0, states),
             grad_b: coefficient(problem.groups_b, block_mut(b, 0, states)),
             grad_c: coefficient(problem.groups_c, block_mut(c, 0, states)),
             grad_d: inputs.d.map(|_| &mut **d),
             grad_delta_bias: inputs.delta_bias.map(|_| &mut **delta_bias),
             scratch,
+            ahead: staged.ahead(at, blocks),
         });
         self.add(buffers, k, record.count);
     }
@@ -419,14 +463,26 @@ impl<R: Lanes> Walked<'_, R> {
         }
     }
 
-    /// Stores what is by position.
-    fn store(&self, buffers: &Buffers<'_, R>, grads: &mut Gradients<'_, R>, batch: usize, count: usize) {
+    /// Stores what is by position and channel.
+    fn store_steps(
+        &self,
+        buffers: &Buffers<'_, R>,
+        grads: &mut Gradients<'_, R>,
+        batch: usize,
+        count: usize,
+        channels: core::ops::Range<usize>,
+    ) {
         let (extent, positions) = (self.sizes.extent, &buffers.staged.positions[..count]);
         for (sink, re) in grads.steps.iter_mut().zip(&buffers.steps) {
             if let Some(sink) = sink {
-                put_positions(&mut **sink, &self.task, batch, positions, extent.steps(), &Planes { re, im: None });
+                put_positions(&mut **sink, &self.task, batch, positions, channels.clone(), extent.steps(), &Planes { re, im: None });
             }
         }
+    }
+
+    /// Stores what is by position.
+    fn store(&self, buffers: &Buffers<'_, R>, grads: &mut Gradients<'_, R>, batch: usize, count: usize) {
+        let (extent, positions) = (self.sizes.extent, &buffers.staged.positions[..count]);
         let [row, start] = self.task.origin;
         for (sink, sums) in grads.coefficients.iter_mut().zip(&buffers.varying) {
             let Some(sink) = sink else { continue };

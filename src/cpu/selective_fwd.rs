@@ -5,12 +5,14 @@ use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block_mut, clear, shar
 use super::stage::{Blocks, Region, Sink, runs, sequence_mut, state_mut};
 use super::table::{TILE, fwd_blocks};
 use super::{Cpu, wide};
+use core::ops::Range;
+
 use crate::arch::{self, Lanes, Planes, PlanesMut, fwd_scratch};
 use crate::buffer::Workspace;
 use crate::element::{Input, Weight};
 use crate::error::Error;
 use crate::selective::{SelectiveFwd, SelectiveProblem};
-use crate::sequences::Sequences;
+use crate::sequences::{Sequences, Span};
 use crate::workspace::{ALIGN, bytes_of};
 
 pub(super) fn shape(problem: &SelectiveProblem, width: usize) -> Shape {
@@ -18,19 +20,19 @@ pub(super) fn shape(problem: &SelectiveProblem, width: usize) -> Shape {
     Shape { dim: problem.dim, states: problem.states, groups, width }
 }
 
-fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent, Shape) {
+fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem, input: usize) -> (Extent, Shape) {
     let lanes = cpu.kernels.lanes::<R>();
     let a_row = problem.dim.div_ceil(lanes);
     let blocks = fwd_blocks::<R>(a_row.saturating_mul(problem.states.max(1)), lanes, cpu.par.workers()).min(a_row);
-    (Extent::new::<R, W>(cpu.kernels, problem, blocks), shape(problem, blocks * lanes))
+    (Extent::new::<R, W>(cpu.kernels, problem, blocks, input), shape(problem, blocks * lanes))
 }
 
 fn task_bytes<R>(extent: Extent) -> usize {
     extent.staged_bytes::<R>() + extent.states_bytes::<R>() + extent.steps_bytes::<R>() + bytes_of::<R>(fwd_scratch(extent.lanes))
 }
 
-pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> usize {
-    let (extent, shape) = sizes::<R, W>(cpu, problem);
+pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem, input: usize) -> usize {
+    let (extent, shape) = sizes::<R, W>(cpu, problem, input);
     shape.bytes(cpu.par).saturating_add(cpu.par.scratch_bytes(task_bytes::<R>(extent))).saturating_add(ALIGN)
 }
 
@@ -50,9 +52,9 @@ fn run_in<I: Input, W: Weight<Real = I::Accum>, R: Lanes>(
     args: SelectiveFwd<'_, I, W>,
     ws: &mut Workspace<'_>,
 ) -> Result<(), Error> {
-    let (extent, shape) = sizes::<R, W>(cpu, problem);
+    let (extent, shape) = sizes::<R, W>(cpu, problem, size_of::<I>());
     let views = Views::new(&args.inputs);
-    let inputs = views.erase::<R>(cpu.kernels, *problem).in_blocks(extent.blocks);
+    let inputs = views.erase::<R>(cpu.kernels, *problem).in_blocks(extent);
     let mut ws = ws.reborrow();
     let grid = Grid::new(shape, &args.inputs.sequences, cpu.par, TILE, &mut ws)?;
     let out = sequence_mut(args.out).tiles(grid.positions_cut(), grid.channels_cut());
@@ -81,13 +83,28 @@ pub(super) fn put_positions<R>(
     task: &Task,
     batch: usize,
     positions: &[usize],
+    channels: Range<usize>,
     blocks: Blocks,
     from: &Planes<'_, R>,
 ) {
-    let [row, start] = task.origin;
     for (first, range) in runs(positions) {
-        let region = Region { outer: [batch - row, 0], rows: range.start - start..range.end - start, cols: 0..task.channels.len() };
-        sink.put(region, Blocks { first, ..blocks }, from);
+        sink.put(local(task, batch, range, channels.clone()), Blocks { first, ..blocks }, from);
+    }
+}
+
+/// Positions and channels in a task's piece of a (B, 1, L, D) tensor.
+pub(super) fn local(task: &Task, batch: usize, rows: Range<usize>, channels: Range<usize>) -> Region {
+    let ([row, start], first) = (task.origin, task.channels.start);
+    Region { outer: [batch - row, 0], rows: rows.start - start..rows.end - start, cols: channels.start - first..channels.end - first }
+}
+
+/// The positions, gaps and all, and channels that are worked on after a strip: the same with the next one, or what comes then with
+/// the first.
+fn next_strip(positions: &[usize], span: &Span, next: Option<&(usize, Range<usize>)>, task: &Task) -> (Range<usize>, Range<usize>) {
+    let (first, end) = (positions[0], positions[positions.len() - 1] + 1);
+    match next {
+        Some((_, channels)) => (first..end.min(first + TILE), channels.clone()),
+        None => (end..(end + TILE).min(span.range.end), task.channels.start..task.channels.end.min(task.channels.start + ALIGN / 4)),
     }
 }
 
@@ -119,15 +136,23 @@ fn walk<R: Lanes>(inputs: &Inputs<'_, R>, task: &Task, out: &mut dyn Sink<R>, mu
         initial(inputs, task, index, &mut h);
         while let Some(tile) = walk.next(staged.positions) {
             let first = tile.fresh && !(tile.first && inputs.initial_state.is_some());
-            staged.steps(inputs, span.batch, tile.count, task.channels.clone(), true);
-            for k in 0..cols.len().div_ceil(extent.lanes) {
-                let tile = staged.tile(inputs, k, tile.count, first);
-                let out = Some(&mut y[k * extent.steps().stride..]);
-                let h = block_mut(&mut h, k, extent.states());
-                inputs.kernels.selective_scan_fwd(arch::SelectiveFwd { tile, h, out, scratch: &mut *scratch });
+            staged.shared(inputs, span.batch, tile.count, task.channels.clone(), true);
+            let mut strips = extent.strips(task.channels.clone()).peekable();
+            while let Some((block, channels)) = strips.next() {
+                staged.strip(inputs, span.batch, tile.count, channels.clone(), true);
+                let next = next_strip(&staged.positions[..tile.count], &span, strips.peek(), task);
+                staged.ask_strip(inputs, span.batch, next.0.clone(), next.1.clone(), true);
+                staged.ask(|to| out.lines(local(task, span.batch, next.0, next.1), to));
+                let blocks = channels.len().div_ceil(extent.lanes);
+                for at in 0..blocks {
+                    let tile = staged.tile(inputs, [block + at, at], tile.count, first);
+                    let out = Some(&mut y[at * extent.steps().stride..]);
+                    let (h, ahead) = (block_mut(&mut h, block + at, extent.states()), staged.ahead(at, blocks));
+                    inputs.kernels.selective_scan_fwd(arch::SelectiveFwd { tile, h, out, scratch: &mut *scratch, ahead });
+                }
+                let y = Planes { re: y, im: None };
+                put_positions(out, task, span.batch, &staged.positions[..tile.count], channels, extent.steps(), &y);
             }
-            let y = Planes { re: y, im: None };
-            put_positions(out, task, span.batch, &staged.positions[..tile.count], extent.steps(), &y);
         }
         if let Some(last) = last.as_mut() {
             let region = Region { outer: [index - task.states.start, 0], rows: 0..extent.dstate, cols: cols.clone() };

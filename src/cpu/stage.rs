@@ -6,9 +6,11 @@
 
 use core::ops::Range;
 
-use crate::arch::{Planes, PlanesMut};
+use super::convert::{load_lines, load_rows, store_lines, store_rows};
+use crate::arch::{Lanes, Planes, PlanesMut};
 use crate::element::{Element, Real, Weight};
 use crate::view::{View, ViewMut};
+use crate::workspace::ALIGN;
 
 /// A part of one matrix of a tensor.
 #[derive(Debug, Clone)]
@@ -32,7 +34,8 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// Where row `row` of block `block` starts.
-    fn at(self, block: usize, row: usize) -> usize {
+    #[inline(always)]
+    pub fn at(self, block: usize, row: usize) -> usize {
         block * self.stride + (self.first + row) * self.width
     }
 }
@@ -41,6 +44,8 @@ impl Blocks {
 pub(super) trait Source<R>: Sync {
     /// Copies a region into blocks. The imaginary plane of a real tensor is left alone.
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
+    /// See [`lines`].
+    fn lines(&self, region: Region, to: &mut [usize]) -> usize;
 }
 
 /// A tensor that is written from numbers of type `R`.
@@ -49,6 +54,8 @@ pub(super) trait Sink<R>: Send {
     fn put(&mut self, region: Region, blocks: Blocks, from: &Planes<'_, R>);
     /// Writes zeros.
     fn zero(&mut self, region: Region);
+    /// See [`lines`].
+    fn lines(&self, region: Region, to: &mut [usize]) -> usize;
 }
 
 /// A tensor that is updated in place.
@@ -57,7 +64,31 @@ pub(super) trait Tensor<R>: Sink<R> {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
 }
 
-impl<E: Element, R: Real> Tensor<R> for ViewMut<'_, E, 4> {
+/// Addresses on the cache lines of a region, as many as `to` holds, where it is contiguous along one axis; how many.
+fn lines<E: Element>(of: View<'_, E, 4>, region: Region, to: &mut [usize]) -> usize {
+    let Region { outer: [o, p], rows, cols } = region;
+    let tile = of.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
+    let ([_, _, rows, cols], (start, [by_row, by_col]), size) = (tile.dims(), tile.addresses(), size_of::<E>());
+    let (outer, inner, by) = match size as isize {
+        one if one == by_col => (rows, cols, by_row),
+        one if one == by_row => (cols, rows, by_col),
+        _ => return 0,
+    };
+    let mut count = 0;
+    for i in 0..outer {
+        let line = start.wrapping_add_signed(i as isize * by);
+        let mut end = inner * size;
+        while end > 0 && count < to.len() {
+            // Its last byte: where a region begins inside a cache line, that line was used before.
+            to[count] = line.wrapping_add(end - 1);
+            count += 1;
+            end = end.saturating_sub(ALIGN);
+        }
+    }
+    count
+}
+
+impl<E: Element, R: Lanes> Tensor<R> for ViewMut<'_, E, 4> {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>) {
         self.as_view().stage(region, blocks, into);
     }
@@ -65,13 +96,13 @@ impl<E: Element, R: Real> Tensor<R> for ViewMut<'_, E, 4> {
 
 /// A number of type `E` as parts of type `R`. The way through f64 is exact and vanishes where the types agree.
 #[inline(always)]
-fn parts<E: Element, R: Real>(x: E) -> (R, R) {
+pub(super) fn parts<E: Element, R: Real>(x: E) -> (R, R) {
     let x = x.load();
     (R::from_f64(x.re().to_f64()), R::from_f64(x.im().to_f64()))
 }
 
 #[inline(always)]
-fn whole<E: Element, R: Real>(re: R, im: R) -> E {
+pub(super) fn whole<E: Element, R: Real>(re: R, im: R) -> E {
     let part = |x: R| <E::Arith as Weight>::Real::from_f64(x.to_f64());
     E::store(E::Arith::from_parts(part(re), part(im)))
 }
@@ -87,30 +118,6 @@ fn load<E: Element, R: Real>(row: &[E], into: &mut PlanesMut<'_, R>, at: usize, 
         into.re[at..at + row.len()].iter_mut().zip(row).for_each(|(re, x)| *re = parts(*x).0);
     } else {
         into.re[at..].iter_mut().step_by(step).zip(row).for_each(|(re, x)| *re = parts(*x).0);
-    }
-}
-
-/// One row of numbers to the rows of blocks side by side. Whole blocks are copied by a known width, which is what makes it fast.
-#[inline(always)]
-fn load_blocks<E: Element, R: Real, const W: usize>(row: &[E], into: &mut PlanesMut<'_, R>, blocks: Blocks, r: usize) {
-    let (whole, rest) = row.as_chunks::<W>();
-    for (k, part) in whole.iter().enumerate() {
-        load(part, into, blocks.at(k, r), 1);
-    }
-    if !rest.is_empty() {
-        load(rest, into, blocks.at(whole.len(), r), 1);
-    }
-}
-
-/// As [`load_blocks`], the other way.
-#[inline(always)]
-fn save_blocks<E: Element, R: Real, const W: usize>(row: &mut [E], from: &Planes<'_, R>, blocks: Blocks, r: usize) {
-    let (whole, rest) = row.as_chunks_mut::<W>();
-    for (k, part) in whole.iter_mut().enumerate() {
-        save(part, from, blocks.at(k, r), 1);
-    }
-    if !rest.is_empty() {
-        save(rest, from, blocks.at(whole.len(), r), 1);
     }
 }
 
@@ -144,20 +151,19 @@ fn pad<R: Real>(into: &mut PlanesMut<'_, R>, blocks: Blocks, [rows, cols]: [usiz
     }
 }
 
-impl<E: Element, R: Real> Source<R> for View<'_, E, 4> {
+impl<E: Element, R: Lanes> Source<R> for View<'_, E, 4> {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>) {
         let Region { outer: [o, p], rows, cols } = region;
         let tile = self.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
         let [_, _, rows, cols] = tile.dims();
-        if let Some(rows) = tile.matrix_rows() {
-            match blocks.width {
-                16 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 16>(row, into, blocks, r)),
-                8 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 8>(row, into, blocks, r)),
-                4 => rows.enumerate().for_each(|(r, row)| load_blocks::<E, R, 4>(row, into, blocks, r)),
-                width => rows.enumerate().for_each(|(r, row)| {
-                    row.chunks(width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1));
-                }),
+        if let (Some(rows), false) = (tile.matrix_rows(), E::Arith::COMPLEX) {
+            load_rows(rows, blocks, into.re);
+        } else if let Some(rows) = tile.matrix_rows() {
+            for (r, row) in rows.enumerate() {
+                row.chunks(blocks.width).enumerate().for_each(|(k, part)| load(part, into, blocks.at(k, r), 1));
             }
+        } else if let (Some(lines), false) = (tile.permute([0, 1, 3, 2]).matrix_rows(), E::Arith::COMPLEX) {
+            load_lines(lines, rows, blocks, into.re);
         } else if let Some(lines) = tile.permute([0, 1, 3, 2]).matrix_rows() {
             for (c, line) in lines.enumerate() {
                 load(line, into, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
@@ -169,23 +175,37 @@ impl<E: Element, R: Real> Source<R> for View<'_, E, 4> {
         }
         pad(into, blocks, [rows, cols]);
     }
+
+    fn lines(&self, region: Region, to: &mut [usize]) -> usize {
+        lines(*self, region, to)
+    }
 }
 
-impl<E: Element, R: Real> Sink<R> for ViewMut<'_, E, 4> {
+impl<E: Element, R: Lanes> Sink<R> for ViewMut<'_, E, 4> {
     fn put(&mut self, region: Region, blocks: Blocks, from: &Planes<'_, R>) {
         let Region { outer: [o, p], rows, cols } = region;
         let mut tile = self.reborrow().slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
         let [_, _, rows, cols] = tile.dims();
-        let whole = match blocks.width {
-            16 => tile.for_each_row(|r, row| save_blocks::<E, R, 16>(row, from, blocks, r)),
-            8 => tile.for_each_row(|r, row| save_blocks::<E, R, 8>(row, from, blocks, r)),
-            4 => tile.for_each_row(|r, row| save_blocks::<E, R, 4>(row, from, blocks, r)),
-            width => tile.for_each_row(|r, row| {
-                row.chunks_mut(width).enumerate().for_each(|(k, part)| save(part, from, blocks.at(k, r), 1));
-            }),
-        };
-        let line = |c: usize, line: &mut [E]| save(line, from, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
-        if whole || tile.reborrow().permute([0, 1, 3, 2]).for_each_row(line) {
+        if let Some(mut rows) = tile.matrix_rows_mut() {
+            if !E::Arith::COMPLEX {
+                return store_rows(rows, blocks, from.re);
+            }
+            let mut r = 0;
+            while let Some(row) = rows.next() {
+                row.chunks_mut(blocks.width).enumerate().for_each(|(k, part)| save(part, from, blocks.at(k, r), 1));
+                r += 1;
+            }
+            return;
+        }
+        if let Some(mut lines) = tile.reborrow().permute([0, 1, 3, 2]).matrix_rows_mut() {
+            if !E::Arith::COMPLEX {
+                return store_lines(lines, cols, rows, blocks, from.re);
+            }
+            let mut c = 0;
+            while let Some(line) = lines.next() {
+                save(line, from, blocks.at(c / blocks.width, 0) + c % blocks.width, blocks.width);
+                c += 1;
+            }
             return;
         }
         for r in 0..rows {
@@ -200,6 +220,10 @@ impl<E: Element, R: Real> Sink<R> for ViewMut<'_, E, 4> {
     fn zero(&mut self, region: Region) {
         let Region { outer: [o, p], rows, cols } = region;
         self.reborrow().slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols).fill(E::store(E::Arith::ZERO));
+    }
+
+    fn lines(&self, region: Region, to: &mut [usize]) -> usize {
+        lines(self.as_view(), region, to)
     }
 }
 

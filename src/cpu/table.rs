@@ -3,6 +3,13 @@
 
 /// Steps in a tile, and between saved states in backward.
 pub(super) use crate::arch::TILE;
+use crate::workspace::ALIGN;
+
+/// Bytes of an input's row that are staged at a time: a cache line.
+pub(super) const STRIP_BYTES: usize = ALIGN;
+
+/// Lines that are asked for at most while a strip is worked on: eight tensors of 64 rows.
+pub(super) const AHEAD: usize = 512;
 
 /// Bytes of a staged row, over all the channel blocks that a forward task walks side by side. Long rows are read faster (rows of
 /// 512 bytes cost 30 % of the speed), and four staged tensors of 64 rows stay within a second-level cache.

@@ -323,8 +323,8 @@ impl Cuda {
         ws: &mut Workspace<'_, Device>,
     ) -> Result<(), Error> {
         let problem = args.check()?;
-        let log = every.trailing_zeros();
-        let (rows, packed) = (problem.seqlen.div_ceil(1 << log), problem.seqlen / (1 << log) + problem.states + 1);
+        let log = every.trailing_zeros().min(CHUNK.ilog2());
+        let (rows, packed) = (problem.seqlen.div_ceil(1 << log), (problem.seqlen >> log).saturating_add(problem.states).saturating_add(1));
         let slots = match args.inputs.sequences {
             Sequences::Rows => problem.batch.saturating_mul(rows),
             _ => packed,

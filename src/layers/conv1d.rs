@@ -9,8 +9,9 @@ mod check;
 mod host;
 mod stage;
 
+pub(crate) use backward::bwd_with;
 pub(crate) use host::{fwd_with, fwd_workspace_with, update_with, update_workspace_with};
-pub(crate) use stage::{ConvKernel, Filter, Plain};
+pub(crate) use stage::{ConvKernel, Filter, Plain, TileGrads};
 
 pub use backward::{causal_conv1d_bwd, causal_conv1d_bwd_workspace};
 pub use host::{causal_conv1d_fwd, causal_conv1d_fwd_workspace, causal_conv1d_update, causal_conv1d_update_workspace};

@@ -17,8 +17,8 @@ macro_rules! vector {
     ($(#[$doc:meta])* $v:ident: $inner:ident of $lanes:literal $real:ident, mask $mask:ident, {
         splat $splat:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, abs $abs:ident, neg $neg:ident, round $round:ident, lt $lt:ident, eq $eq:ident, blend $blend:ident, words $words:ident,
-        shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
-    }, $($widen:tt)*) => {
+        shift $shift:ident $width:literal, add_int $add_int:ident, to_int $to_int:ident, from_int $from_int:ident
+    }, $($more:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -114,7 +114,12 @@ macro_rules! vector {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })
             }
-            $($widen)*
+            #[inline(always)]
+            fn add_exponent(self, t: Self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $from_int($add_int($to_int(self.0), $shift::<$width>($to_int(t.0)))) })
+            }
+            $($more)*
         }
     };
 }
@@ -124,7 +129,7 @@ vector! {
     F32x4: float32x4_t of 4 f32, mask uint32x4_t, {
         splat vdupq_n_f32, add vaddq_f32, sub vsubq_f32, mul vmulq_f32, div vdivq_f32, fma vfmaq_f32, fnma vfmsq_f32,
         max vmaxq_f32, min vminq_f32, abs vabsq_f32, neg vnegq_f32, round vrndnq_f32, lt vcltq_f32, eq vceqq_f32, blend vbslq_f32, words identity,
-        shift vshlq_n_u32 23, to_int vreinterpretq_u32_f32, from_int vreinterpretq_f32_u32
+        shift vshlq_n_u32 23, add_int vaddq_u32, to_int vreinterpretq_u32_f32, from_int vreinterpretq_f32_u32
     },
     #[inline(always)]
     fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
@@ -142,6 +147,6 @@ vector! {
     F64x2: float64x2_t of 2 f64, mask uint64x2_t, {
         splat vdupq_n_f64, add vaddq_f64, sub vsubq_f64, mul vmulq_f64, div vdivq_f64, fma vfmaq_f64, fnma vfmsq_f64,
         max vmaxq_f64, min vminq_f64, abs vabsq_f64, neg vnegq_f64, round vrndnq_f64, lt vcltq_f64, eq vceqq_f64, blend vbslq_f64, words vreinterpretq_u32_u64,
-        shift vshlq_n_u64 52, to_int vreinterpretq_u64_f64, from_int vreinterpretq_f64_u64
+        shift vshlq_n_u64 52, add_int vaddq_u64, to_int vreinterpretq_u64_f64, from_int vreinterpretq_f64_u64
     },
 }

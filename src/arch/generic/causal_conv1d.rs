@@ -4,6 +4,7 @@ use crate::arch::generic::silu::{silu, silu_and_grad};
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvTile, TILE};
 use crate::arch::generic::vector::{Op, Vector, rows, rows_mut};
+use crate::element::Real as _;
 
 /// Σ_k weight_k·x_{t+k} + bias.
 #[inline(always)]
@@ -56,28 +57,77 @@ impl<R: Tables> Op<R> for ConvFwd<'_, R> {
     }
 }
 
+/// The lanes of a sum over the tile.
+#[inline(always)]
+fn put<V: Vector>(sum: V, to: &mut [f64]) {
+    for (to, lane) in to.iter_mut().zip(sum.lanes()) {
+        *to = lane.to_f64();
+    }
+}
+
+/// ∂x and the sums, from ∂ of what the activation is applied to, with a width that is known when compiled: the rows of ∂x that
+/// are not complete yet stay in registers.
+#[inline(always)]
+fn backward<V: Vector, const W: usize>(zero: V, weight: &[V], x: &[V], grad: &[V], grad_x: &mut [V], sums: &mut [f64]) {
+    let (mut kernel, mut open, mut total) = ([zero; W], [zero; W], [zero; W]);
+    kernel.copy_from_slice(weight);
+    open[..W - 1].copy_from_slice(&grad_x[..W - 1]);
+    for (t, g) in grad.iter().enumerate() {
+        let (x, grad_x) = (&x[t..t + W], &mut grad_x[t..t + W]);
+        open[W - 1] = grad_x[W - 1];
+        for k in 0..W {
+            open[k] = kernel[k].mul_add(*g, open[k]);
+            total[k] = x[k].mul_add(*g, total[k]);
+        }
+        grad_x[0] = open[0];
+        for k in 1..W {
+            open[k - 1] = open[k];
+        }
+    }
+    grad_x[grad.len()..].copy_from_slice(&open[..W - 1]);
+    for (sum, to) in total.iter().zip(sums.chunks_exact_mut(V::LANES)) {
+        put(*sum, to);
+    }
+}
+
 impl<R: Tables> Op<R> for ConvBwd<'_, R> {
     type Out = ();
     #[inline(always)]
     fn run<V: Vector<Real = R>>(self, zero: V) {
         let ConvTile { steps, width, silu: act, .. } = self.tile;
         let (x, weight, bias) = operands(zero, &self.tile);
-        let grad_out = rows(zero, self.grad_out, steps);
+        let grad = rows_mut(zero, self.grad_out, steps);
         let grad_x = rows_mut(zero, self.grad_x, steps + width - 1);
-        let grad_weight = rows_mut(zero, self.grad_weight, width);
-        grad_x.fill(zero);
-        grad_weight.fill(zero);
-        let mut grad_bias = zero;
-        for t in 0..steps {
-            let slope = if act { silu_and_grad(taps(weight, bias, &x[t..t + width])).1 } else { zero.splat(R::ONE) };
-            let grad = grad_out[t] * slope;
-            grad_bias = grad_bias + grad;
-            for k in 0..width {
-                grad_x[t + k] = weight[k].mul_add(grad, grad_x[t + k]);
-                grad_weight[k] = x[t + k].mul_add(grad, grad_weight[k]);
+        let sums = &mut self.grad_filter[..(width + 1) * V::LANES];
+        if act {
+            for (t, grad) in grad.iter_mut().enumerate() {
+                *grad = *grad * silu_and_grad(taps(weight, bias, &x[t..t + width])).1;
             }
         }
-        rows_mut(zero, self.grad_bias, 1)[0] = grad_bias;
+        match width {
+            2 => backward::<V, 2>(zero, weight, x, grad, grad_x, sums),
+            3 => backward::<V, 3>(zero, weight, x, grad, grad_x, sums),
+            4 => backward::<V, 4>(zero, weight, x, grad, grad_x, sums),
+            _ => {
+                for (t, g) in grad.iter().enumerate() {
+                    for (to, w) in grad_x[t..t + width].iter_mut().zip(weight) {
+                        *to = w.mul_add(*g, *to);
+                    }
+                }
+                for (k, to) in sums.chunks_exact_mut(V::LANES).enumerate().take(width) {
+                    let mut sum = zero;
+                    for (x, g) in x[k..].iter().zip(grad.iter()) {
+                        sum = x.mul_add(*g, sum);
+                    }
+                    put(sum, to);
+                }
+            }
+        }
+        let mut sum = zero;
+        for g in grad.iter() {
+            sum = sum + *g;
+        }
+        put(sum, &mut sums[width * V::LANES..]);
     }
 }
 
@@ -135,12 +185,14 @@ mod tests {
                 }
             }
             let [mut sx, mut sw, mut sb, mut sg] = [&x, &weight, &bias, &grad].map(|x| Staged::<R>::from(x));
-            let [mut ox, mut ow, mut ob] = [&x, &weight, &bias].map(|x| Staged::<R>::from(&vec![f64::NAN; x.len()]));
+            // What is there before is added to.
+            let mut ox = Staged::<R>::from(&x);
+            gx.iter_mut().zip(&x).for_each(|(g, x)| *g += x);
+            let mut filter = vec![f64::NAN; weight.len() + lanes];
             let tile = ConvTile { steps, width, silu: act, x: sx.get(), weight: sw.get(), bias: Some(sb.get()) };
-            let (grad_x, grad_weight, grad_bias) = (ox.get(), ow.get(), ob.get());
-            k.causal_conv1d_bwd(ConvBwd { tile, grad_out: sg.get(), grad_x, grad_weight, grad_bias });
-            for (got, want) in [(&mut ox, gx), (&mut ow, gw), (&mut ob, gb)] {
-                let got: Vec<f64> = got.get().iter().map(|x| x.to_f64()).collect();
+            k.causal_conv1d_bwd(ConvBwd { tile, grad_out: sg.get(), grad_x: ox.get(), grad_filter: &mut filter });
+            let grad_x: Vec<f64> = ox.get().iter().map(|x| x.to_f64()).collect();
+            for (got, want) in [(grad_x, gx), (filter[..weight.len()].to_vec(), gw), (filter[weight.len()..].to_vec(), gb)] {
                 assert!(error(&got, &want) <= bound, "{:?}: {:e}", k.isa(), error(&got, &want));
             }
         }

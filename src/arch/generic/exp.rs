@@ -8,10 +8,25 @@ use crate::element::Weight;
 /// underflow to 0 even where that product overflows; 2^+∞ is ∞ or NaN.
 #[inline(always)]
 pub fn exp2<V: Vector>(x: V) -> V {
+    x.exp2()
+}
+
+/// [`exp2`] where there is no better way.
+#[inline(always)]
+pub fn exp2_by_polynomial<V: Vector>(x: V) -> V {
     let x = x.at_least(x.splat(V::Real::EXP2_MIN));
     let n = x.round();
     let r = x - n;
     V::Real::exp2_tail(r).mul_add(r, x.splat(V::Real::ONE)).scale(n)
+}
+
+/// [`Vector::exp2_small`] to [`exp2_by_polynomial`].
+#[inline(always)]
+pub fn exp2_small_by_polynomial<V: Vector>(x: V) -> V {
+    let magic = x.splat(V::Real::ROUND_MAGIC);
+    let t = x + magic;
+    let r = x - (t - magic);
+    V::Real::exp2_tail(r).mul_add(r, x.splat(V::Real::ONE)).add_exponent(t)
 }
 
 /// (m, n) with e^x = (1 + m)·2^n and |m| below 0.42; x is clamped to where e^x and x·e^x are neither 0 nor infinite, and a
@@ -23,6 +38,17 @@ pub fn exp_parts<V: Vector>(x: V) -> (V, V) {
     let [high, low] = V::Real::LN_2;
     let r = n.neg_mul_add(x.splat(low), n.neg_mul_add(x.splat(high), x));
     (V::Real::exp_m1_tail(r).mul_add(r * r, r), n)
+}
+
+/// e^x for x ≤ 0, to 1 ulp, a little more where it is subnormal. NaN passes.
+#[inline(always)]
+pub fn exp_of_negative<V: Vector>(x: V) -> V {
+    let x = x.at_least(x.splat(V::Real::EXP_MIN));
+    let magic = x.splat(V::Real::ROUND_MAGIC);
+    let n = x.mul_add(x.splat(V::Real::LOG2_E), magic) - magic;
+    let [high, low] = V::Real::LN_2;
+    let r = n.neg_mul_add(x.splat(low), n.neg_mul_add(x.splat(high), x));
+    (V::Real::exp_m1_tail(r).mul_add(r * r, r) + x.splat(V::Real::ONE)).scale_down(n)
 }
 
 /// e^x to 1 ulp, a little more where it is subnormal.
@@ -57,6 +83,55 @@ mod tests {
     fn exp_is_accurate() {
         check::<Exp>(&sweep(-87.0, 88.7, 100_000), [1.1, 1.6], f64::exp);
         check::<Exp>(&sweep(-110.0, -87.0, 20_000), [1.6, 1.6], f64::exp);
+    }
+
+    struct Small;
+    impl Function for Small {
+        #[inline(always)]
+        fn call<V: Vector>(x: V) -> V {
+            x.exp2_small()
+        }
+    }
+    struct Negative;
+    impl Function for Negative {
+        #[inline(always)]
+        fn call<V: Vector>(x: V) -> V {
+            exp_of_negative(x)
+        }
+    }
+
+    /// The kernels may take either.
+    #[test]
+    fn small_and_any_agree_in_bits() {
+        fn check<R: Lanes>(to: f64) {
+            let x: Vec<R> = sweep(-to, to, 200_000).iter().map(|&x| R::from_f64(x)).collect();
+            for k in Kernels::available() {
+                let (small, any) = (map::<R, Small>(k, &x), map::<R, Exp2>(k, &x));
+                assert!(small.iter().zip(&any).all(|(a, b)| a.to_f64().to_bits() == b.to_f64().to_bits()), "{:?}", k.isa());
+            }
+        }
+        check::<f32>(f64::from(f32::EXP2_SMALL) - 1e-3);
+        check::<f64>(f64::EXP2_SMALL - 1e-3);
+    }
+
+    /// A decay near 1 is raised to high powers: its error must vanish with x.
+    #[test]
+    fn small_decays_are_more_accurate() {
+        let x: Vec<f32> = (0..2_000_000).map(|i| -(i as f32) * 5e-7).collect();
+        for k in Kernels::available() {
+            for (&x, y) in x.iter().zip(map::<f32, Small>(k, &x)) {
+                let want = f64::from(x).exp2();
+                let (error, bound) = ((f64::from(y) - want).abs() / want, 2.5e-7f64.min(6e-8 + 1.4e-6 * f64::from(-x)));
+                assert!(error <= bound, "{:?} at {x}: {error:e}", k.isa());
+            }
+        }
+    }
+
+    #[test]
+    fn exp_of_negative_is_accurate() {
+        check::<Negative>(&sweep(-87.0, 0.0, 100_000), [1.1, 1.6], f64::exp);
+        check::<Negative>(&sweep(-110.0, -87.0, 20_000), [1.6, 1.6], f64::exp);
+        check::<Negative>(&[-700.0, -744.0, -1e5], [1.6, 1.6], f64::exp);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl<V: Vector, const NV: usize, const G: usize> Segment<'_, '_, V, NV, G> {
     #[inline(always)]
     fn prefetch(&self, zero: V, k: usize) {
         if let Some((ahead, words)) = self.ahead {
-            zero.prefetch(ahead.wrapping_add(k * words));
+            zero.prefetch::<false>(ahead.wrapping_add(k * words).addr());
         }
     }
 }

@@ -1,17 +1,18 @@
 //! The selective scan, forward: discretisation, recurrence, contraction with C, skip and gate in one pass over a staged tile.
 
 use crate::arch::generic::discretize::discretize;
-use crate::arch::generic::exp::exp2;
+use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, plane_rows, plane_rows_mut, plane_scalars};
 use crate::arch::generic::silu::silu;
-use crate::arch::generic::softplus::softplus;
+use crate::arch::generic::softplus::ln_1p_unit;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{Coefficient, SelectiveFwd, SelectiveTile, TILE};
 use crate::arch::generic::vector::{Op, Part, Vector, rows, rows_mut};
+use crate::element::Weight as _;
 use crate::ops::Rule;
 
 /// States whose share of y is added up before it joins the rest, so that rounding does not grow with N.
-const SUBTOTAL: usize = 32;
+pub(super) const SUBTOTAL: usize = 32;
 
 /// B or C of the tile: scalars `[t][n]` or vectors `[n]`.
 #[derive(Clone, Copy)]
@@ -53,17 +54,82 @@ pub(super) struct Inputs<'a, V: Vector> {
     pub(super) a: Parts<'a, V>,
     pub(super) b: Coef<'a, V>,
     pub(super) c: Coef<'a, V>,
+    /// Whether every exponent is small: see [`Vector::exp2_small`].
+    pub(super) small: bool,
+    /// Addresses that are asked for while states are walked.
+    pub(super) ahead: &'a [usize],
 }
 
-/// Δ' and Δ'·u of every step.
+impl<'a, V: Vector> Inputs<'a, V> {
+    /// The share of `ahead` for states `n..n + count`.
+    #[inline(always)]
+    pub(super) fn ahead_of(&self, n: usize, count: usize) -> &'a [usize] {
+        &self.ahead[self.ahead.len() * n / self.dstate..self.ahead.len() * (n + count) / self.dstate]
+    }
+}
+
+/// Whether |Δ'·A·log₂e| is below [`Tables::EXP2_SMALL`] for every step and state; false where something is NaN.
 #[inline(always)]
-pub(super) fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, dt: &mut [V], du: &mut [V]) {
+pub(super) fn all_small<V: Vector>(zero: V, dt: &[V], a: &[V]) -> bool {
+    let scale = zero.splat(V::Real::LOG2_E / V::Real::EXP2_SMALL);
+    let (mut slowest, mut total) = (zero, zero);
+    for a in a {
+        slowest = slowest.at_least(a.abs());
+        total = total + *a;
+    }
+    let limit = zero.splat(V::Real::ONE) / (slowest * scale);
+    // NaN in any A is one here.
+    let mut small = total.all_below(V::Real::MAX);
+    for dt in dt {
+        small &= V::all(dt.abs().lt(limit));
+    }
+    small
+}
+
+/// Δ' and Δ'·u of every step; `decay` is e^−|Δ + bias| on return where softplus is on.
+#[inline(always)]
+pub(super) fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, decay: &mut [V], dt: &mut [V], du: &mut [V]) {
     let (u, delta) = (rows(zero, tile.u, tile.steps), rows(zero, tile.delta, tile.steps));
     let bias = tile.delta_bias.map_or(zero, |bias| rows(zero, bias, 1)[0]);
-    for t in 0..tile.steps {
-        let x = delta[t] + bias;
-        dt[t] = if tile.softplus { softplus(x) } else { x };
-        du[t] = dt[t] * u[t];
+    // In two passes: chains of dependent instructions are shorter, and more steps are in flight at once.
+    if tile.softplus {
+        for (decay, delta) in decay.iter_mut().zip(delta) {
+            *decay = exp_of_negative(-(*delta + bias).abs());
+        }
+        for ((((dt, du), decay), delta), u) in dt.iter_mut().zip(du).zip(decay).zip(delta).zip(u) {
+            *dt = (*delta + bias).at_least(zero) + ln_1p_unit(*decay);
+            *du = *dt * *u;
+        }
+    } else {
+        for (((dt, du), delta), u) in dt.iter_mut().zip(du).zip(delta).zip(u) {
+            *dt = *delta + bias;
+            *du = *dt * *u;
+        }
+    }
+}
+
+/// Steps between two rounds of [`Ahead`].
+pub(super) const PART: usize = 8;
+
+/// Addresses, a few every [`PART`] steps.
+pub(super) struct Ahead<'a> {
+    left: &'a [usize],
+    each: usize,
+}
+
+impl<'a> Ahead<'a> {
+    #[inline(always)]
+    pub(super) fn new(addresses: &'a [usize], steps: usize) -> Self {
+        Ahead { left: addresses, each: addresses.len().div_ceil(steps.div_ceil(PART)) }
+    }
+    /// Asks for the next few.
+    #[inline(always)]
+    pub(super) fn part<V: Vector>(&mut self, zero: V) {
+        let (now, left) = self.left.split_at(self.each.min(self.left.len()));
+        for &address in now {
+            zero.prefetch::<true>(address);
+        }
+        self.left = left;
     }
 }
 
@@ -119,8 +185,8 @@ impl<X: Number, const NB: usize> States<'_, '_, X, NB> {
     }
 }
 
-/// [`States`] for Mamba's own case: Euler's rule, real numbers, B and C varying.
-struct Mamba<'t, 'a, V: Vector, const NB: usize> {
+/// [`States`] for Mamba's own case: Euler's rule, real numbers, B and C varying; and perhaps all exponents `SMALL`.
+struct Mamba<'t, 'a, V: Vector, const NB: usize, const SMALL: bool> {
     inputs: &'t Inputs<'a, V>,
     b: &'a [V::Real],
     c: &'a [V::Real],
@@ -129,41 +195,47 @@ struct Mamba<'t, 'a, V: Vector, const NB: usize> {
     y: &'t mut [V],
 }
 
-impl<V: Vector, const NB: usize> Part<V> for Mamba<'_, '_, V, NB> {
+impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V, NB, SMALL> {
     type Out = ();
     #[inline(always)]
-    fn run(mut self, zero: V) {
+    fn run(self, zero: V) {
         let (mut h, mut a) = ([zero; NB], [zero; NB]);
         for j in 0..NB {
             h[j] = self.h[j];
             a[j] = self.inputs.a.re[self.n + j] * zero.splat(V::Real::LOG2_E);
         }
-        let mut t = 0;
-        if self.inputs.first {
-            self.step::<true>(zero, &a, &mut h, 0);
-            t = 1;
-        }
-        while t < self.inputs.steps {
-            self.step::<false>(zero, &a, &mut h, t);
-            t += 1;
+        let Inputs { steps, dstate, dt, du, mut first, .. } = *self.inputs;
+        let mut ahead = Ahead::new(self.inputs.ahead_of(self.n, NB), steps);
+        let of_steps = dt.chunks(PART).zip(du.chunks(PART)).zip(self.y.chunks_mut(PART));
+        let (b, c) = (&self.b[..steps * dstate], &self.c[..steps * dstate]);
+        for (((dt, du), y), (b, c)) in of_steps.zip(b.chunks(PART * dstate).zip(c.chunks(PART * dstate))) {
+            ahead.part(zero);
+            for ((((dt, du), y), b), c) in dt.iter().zip(du).zip(y).zip(b.chunks(dstate)).zip(c.chunks(dstate)) {
+                let (b, c) = (&b[self.n..self.n + NB], &c[self.n..self.n + NB]);
+                *y = if first {
+                    Self::step::<true>(&a, &mut h, [*dt, *du, *y], b, c)
+                } else {
+                    Self::step::<false>(&a, &mut h, [*dt, *du, *y], b, c)
+                };
+                first = false;
+            }
         }
         self.h[..NB].copy_from_slice(&h);
     }
 }
 
-impl<V: Vector, const NB: usize> Mamba<'_, '_, V, NB> {
+impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, V, NB, SMALL> {
+    /// One step; returns the new y.
     #[inline(always)]
-    fn step<const FIRST: bool>(&mut self, zero: V, a: &[V; NB], h: &mut [V; NB], t: usize) {
-        let start = t * self.inputs.dstate + self.n;
-        let (b, c) = (&self.b[start..start + NB], &self.c[start..start + NB]);
-        let (dt, du) = (self.inputs.dt[t], self.inputs.du[t]);
-        let mut sums = [zero; 2];
+    fn step<const FIRST: bool>(a: &[V; NB], h: &mut [V; NB], [dt, du, y]: [V; 3], b: &[V::Real], c: &[V::Real]) -> V {
+        let mut sums = [dt.splat(V::Real::ZERO); 2];
         for j in 0..NB {
-            let input = du * zero.splat(b[j]);
-            h[j] = if FIRST { input } else { exp2(dt * a[j]).mul_add(h[j], input) };
-            sums[j % 2] = h[j].mul_add(zero.splat(c[j]), sums[j % 2]);
+            let input = du * dt.splat(b[j]);
+            let x = dt * a[j];
+            h[j] = if FIRST { input } else { (if SMALL { x.exp2_small() } else { x.exp2() }).mul_add(h[j], input) };
+            sums[j % 2] = h[j].mul_add(dt.splat(c[j]), sums[j % 2]);
         }
-        self.y[t] = self.y[t] + (sums[0] + sums[1]);
+        y + (sums[0] + sums[1])
     }
 }
 
@@ -201,17 +273,26 @@ impl<V: Vector> Walk<Re<V>> for Fast {
         let (b, c) = (b.re, c.re);
         let size = group(V::STATES, inputs.dstate - n);
         let h = h.range(n, size).re;
+        macro_rules! walk {
+            ($states:literal) => {
+                if inputs.small {
+                    zero.outline(Mamba::<V, $states, true> { inputs, b, c, n, h, y })
+                } else {
+                    zero.outline(Mamba::<V, $states, false> { inputs, b, c, n, h, y })
+                }
+            };
+        }
         // The first two are compiled only where so many states fit in registers.
         if V::STATES >= 16 && size == 16 {
-            zero.outline(Mamba::<V, 16> { inputs, b, c, n, h, y });
+            walk!(16);
         } else if V::STATES >= 8 && size == 8 {
-            zero.outline(Mamba::<V, 8> { inputs, b, c, n, h, y });
+            walk!(8);
         } else if size == 4 {
-            zero.outline(Mamba::<V, 4> { inputs, b, c, n, h, y });
+            walk!(4);
         } else if size == 2 {
-            zero.outline(Mamba::<V, 2> { inputs, b, c, n, h, y });
+            walk!(2);
         } else {
-            zero.outline(Mamba::<V, 1> { inputs, b, c, n, h, y });
+            walk!(1);
         }
         size
     }
@@ -270,22 +351,26 @@ fn finish<X: Number>(zero: X::V, tile: &SelectiveTile<'_, <X::V as Vector>::Real
 
 #[inline(always)]
 fn forward<X: Number, W: Walk<X>>(zero: X::V, args: SelectiveFwd<'_, <X::V as Vector>::Real>) {
-    let SelectiveFwd { tile, h, out, scratch } = args;
+    let SelectiveFwd { tile, h, out, scratch, ahead } = args;
     let SelectiveTile { steps: count, dstate, .. } = tile;
     assert!((1..=TILE).contains(&count) && dstate > 0, "a tile of {count} steps and {dstate} states");
     let scratch = rows_mut(zero, scratch, 4 * TILE);
     let (dt, scratch) = scratch.split_at_mut(TILE);
     let (du, scratch) = scratch.split_at_mut(TILE);
     let (subtotal, rest) = scratch.split_at_mut(TILE);
-    steps(zero, &tile, dt, du);
+    // The decay's place is y's later.
+    steps(zero, &tile, subtotal, dt, du);
+    let (dt, a) = (&dt[..count], plane_rows(zero, tile.a, dstate));
     let inputs = Inputs {
         steps: count,
         dstate,
         rule: tile.rule,
         first: tile.first,
-        dt: &dt[..count],
+        small: !X::COMPLEX && all_small(zero, dt, a.re),
+        ahead,
+        dt,
         du: &du[..count],
-        a: plane_rows(zero, tile.a, dstate),
+        a,
         b: Coef::new(zero, tile.b, count, dstate),
         c: Coef::new(zero, tile.c, count, dstate),
     };
@@ -373,7 +458,13 @@ mod tests {
                 let mut staged = StagedCase::<f32>::new(&tail);
                 let mut h = StagedPlanes::<f32>::new(&tail.h, tail.complex);
                 let mut scratch = Staged::<f32>::new(fwd_scratch(row));
-                k.selective_scan_fwd(SelectiveFwd { tile: staged.tile(&tail), h: h.get_mut(), out: None, scratch: scratch.get() });
+                k.selective_scan_fwd(SelectiveFwd {
+                    tile: staged.tile(&tail),
+                    h: h.get_mut(),
+                    out: None,
+                    scratch: scratch.get(),
+                    ahead: &[],
+                });
                 assert_eq!(h.numbers(), end);
             }
         }

@@ -2,10 +2,9 @@
 //! scratch memory that fits the first cache, then backward.
 
 use crate::arch::generic::discretize::{derivatives, discretize};
-use crate::arch::generic::exp::exp2;
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, Real, plane_rows, plane_rows_mut, plane_scalars_mut};
-use crate::arch::generic::selective_scan::{Coef, Inputs, group, steps};
-use crate::arch::generic::silu::{sigmoid, silu_and_grad};
+use crate::arch::generic::selective_scan::{Ahead, Coef, Inputs, PART, all_small, group, steps};
+use crate::arch::generic::silu::{sigmoid_of, silu_and_grad};
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{BACK, CoefficientMut, SelectiveBwd, SelectiveTile, TILE};
 use crate::arch::generic::vector::{Op, Part, Vector, rows, rows_mut};
@@ -97,7 +96,7 @@ impl<X: Number, const NB: usize> Part<X::V> for States<'_, '_, '_, X, NB> {
 
 #[inline(always)]
 fn forward<X: Number, const NB: usize>(zero: X::V, s: &mut Shared<'_, '_, X>, n: usize) {
-    let Inputs { steps, dstate, rule, first, dt, du, a, b, c } = s.inputs;
+    let Inputs { steps, dstate, rule, first, dt, du, a, b, c, .. } = s.inputs;
     let mut h = [X::real(zero); NB];
     if !first {
         for j in 0..NB {
@@ -206,8 +205,8 @@ struct Varying<'b, R> {
     c: &'b [R],
 }
 
-/// `NB` states from `n` on in Mamba's own case: Euler's rule, real numbers, B and C varying.
-struct Mamba<'s, 't, 'a, V: Vector, const NB: usize> {
+/// `NB` states from `n` on in Mamba's own case: Euler's rule, real numbers, B and C varying; and perhaps all exponents `SMALL`.
+struct Mamba<'s, 't, 'a, V: Vector, const NB: usize, const SMALL: bool> {
     shared: &'s mut Shared<'t, 'a, Re<V>>,
     from: Varying<'a, V::Real>,
     n: usize,
@@ -223,7 +222,18 @@ struct MambaWalk<V, const NB: usize> {
     grad_a: [V; NB],
 }
 
-impl<V: Vector, const NB: usize> Part<V> for Mamba<'_, '_, '_, V, NB> {
+/// What one step reads beside its states.
+struct MambaStep<'r, V: Vector> {
+    b: &'r [V::Real],
+    c: &'r [V::Real],
+    abar: &'r [V],
+    before: &'r [V],
+    dt: V,
+    du: V,
+    grad_y: V,
+}
+
+impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, '_, V, NB, SMALL> {
     type Out = ();
     #[inline(always)]
     fn run(mut self, zero: V) {
@@ -233,14 +243,7 @@ impl<V: Vector, const NB: usize> Part<V> for Mamba<'_, '_, '_, V, NB> {
             walk.carry[j] = self.shared.carry.re[self.n + j];
         }
         self.forward(zero, &mut walk);
-        for t in (1..self.shared.inputs.steps).rev() {
-            self.back::<false>(zero, &mut walk, t);
-        }
-        if self.shared.inputs.first {
-            self.back::<true>(zero, &mut walk, 0)
-        } else {
-            self.back::<false>(zero, &mut walk, 0)
-        }
+        self.backward(zero, &mut walk);
         for j in 0..NB {
             self.shared.carry.re[self.n + j] = walk.carry[j];
             self.shared.grad_a.re[self.n + j] = walk.grad_a[j];
@@ -248,64 +251,81 @@ impl<V: Vector, const NB: usize> Part<V> for Mamba<'_, '_, '_, V, NB> {
     }
 }
 
-impl<V: Vector, const NB: usize> Mamba<'_, '_, '_, V, NB> {
+impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMALL> {
     /// Keeps Ā and the state before every step, and leaves the last state in `walk.h`.
     #[inline(always)]
     fn forward(&mut self, zero: V, walk: &mut MambaWalk<V, NB>) {
         let s = &mut *self.shared;
-        let (dstate, first) = (s.inputs.dstate, s.inputs.first);
+        let Inputs { steps, dstate, dt, du, mut first, .. } = s.inputs;
         let mut scaled = walk.a;
         for j in 0..NB {
             scaled[j] = scaled[j] * zero.splat(V::Real::LOG2_E);
             walk.h[j] = if first { zero } else { s.start.re[self.n + j] };
         }
-        for t in 0..s.inputs.steps {
-            let (dt, du) = (s.inputs.dt[t], s.inputs.du[t]);
-            let at = t * dstate + self.n;
-            let (b, c) = (&self.from.b[at..at + NB], &self.from.c[at..at + NB]);
-            let abar = &mut s.abar.re[t * NB..(t + 1) * NB];
-            let before = &mut s.h.re[t * NB..(t + 1) * NB];
-            let mut y = zero;
+        let (b, c) = (&self.from.b[..steps * dstate], &self.from.c[..steps * dstate]);
+        let kept = s.abar.re.chunks_exact_mut(NB).zip(s.h.re.chunks_exact_mut(NB));
+        let of_steps = dt.iter().zip(du).zip(&mut *s.y).zip(kept);
+        for ((((dt, du), y), (abar, before)), (b, c)) in of_steps.zip(b.chunks(dstate).zip(c.chunks(dstate))) {
+            let (b, c) = (&b[self.n..self.n + NB], &c[self.n..self.n + NB]);
+            let mut sum = zero;
             for j in 0..NB {
                 before[j] = walk.h[j];
-                abar[j] = exp2(dt * scaled[j]);
-                let input = du * zero.splat(b[j]);
-                walk.h[j] = if first && t == 0 { input } else { abar[j].mul_add(walk.h[j], input) };
-                y = walk.h[j].mul_add(zero.splat(c[j]), y);
+                let x = *dt * scaled[j];
+                abar[j] = if SMALL { x.exp2_small() } else { x.exp2() };
+                let input = *du * zero.splat(b[j]);
+                walk.h[j] = if first { input } else { abar[j].mul_add(walk.h[j], input) };
+                sum = walk.h[j].mul_add(zero.splat(c[j]), sum);
             }
-            s.y[t] = s.y[t] + y;
+            *y = *y + sum;
+            first = false;
         }
     }
 
     #[inline(always)]
-    fn back<const FIRST: bool>(&mut self, zero: V, walk: &mut MambaWalk<V, NB>, t: usize) {
+    fn backward(&mut self, zero: V, walk: &mut MambaWalk<V, NB>) {
         let s = &mut *self.shared;
-        let at = t * s.inputs.dstate + self.n;
-        let (b, c) = (&self.from.b[at..at + NB], &self.from.c[at..at + NB]);
-        let abar = &s.abar.re[t * NB..(t + 1) * NB];
-        let before = &s.h.re[t * NB..(t + 1) * NB];
-        let (dt, du, grad_y) = (s.inputs.dt[t], s.inputs.du[t], s.grad_y[t]);
+        let Inputs { steps, dstate, dt, du, first, .. } = s.inputs;
+        let mut ahead = Ahead::new(s.inputs.ahead_of(self.n, NB), steps);
+        let (b, c) = (&self.from.b[..steps * dstate], &self.from.c[..steps * dstate]);
+        let kept = s.abar.re.chunks_exact(NB).zip(s.h.re.chunks_exact(NB)).take(steps);
+        let of_steps = dt.iter().zip(du).zip(s.grad_y).zip(s.u).zip(s.sum_u.iter_mut().zip(&mut *s.sum_dt)).zip(kept).take(steps);
+        let of_steps = of_steps.zip(b.chunks(dstate).zip(c.chunks(dstate)));
+        for (t, ((((((dt, du), grad_y), u), (sum_u, sum_dt)), (abar, before)), (b, c))) in of_steps.enumerate().rev() {
+            if t % PART == 0 {
+                ahead.part(zero);
+            }
+            let (b, c) = (&b[self.n..self.n + NB], &c[self.n..self.n + NB]);
+            let step = MambaStep { b, c, abar, before, dt: *dt, du: *du, grad_y: *grad_y };
+            let (to_u, to_dt, share_b, share_c) =
+                if first && t == 0 { Self::back::<true>(zero, walk, step) } else { Self::back::<false>(zero, walk, step) };
+            *sum_u = *sum_u + to_u;
+            *sum_dt = *sum_dt + to_u.mul_add(*u, to_dt);
+            s.grad_b.share(t * dstate + self.n, &share_b);
+            s.grad_c.share(t * dstate + self.n, &share_c);
+        }
+    }
+
+    /// One step; its shares of ∂u, ∂Δ', ∂B and ∂C.
+    #[inline(always)]
+    fn back<const FIRST: bool>(zero: V, walk: &mut MambaWalk<V, NB>, step: MambaStep<'_, V>) -> (V, V, [Re<V>; NB], [Re<V>; NB]) {
         let (mut share_b, mut share_c) = ([Re(zero); NB], [Re(zero); NB]);
         let (mut to_u, mut to_dt) = (zero, zero);
         for j in 0..NB {
-            let adjoint = grad_y.mul_add(zero.splat(c[j]), walk.carry[j]);
-            share_c[j] = Re(grad_y * walk.h[j]);
-            share_b[j] = Re(du * adjoint);
-            to_u = adjoint.mul_add(zero.splat(b[j]), to_u);
+            let adjoint = step.grad_y.mul_add(zero.splat(step.c[j]), walk.carry[j]);
+            share_c[j] = Re(step.grad_y * walk.h[j]);
+            share_b[j] = Re(step.du * adjoint);
+            to_u = adjoint.mul_add(zero.splat(step.b[j]), to_u);
             if FIRST {
                 walk.carry[j] = zero;
                 continue;
             }
-            walk.carry[j] = abar[j] * adjoint;
-            let through = walk.carry[j] * before[j];
+            walk.carry[j] = step.abar[j] * adjoint;
+            let through = walk.carry[j] * step.before[j];
             to_dt = through.mul_add(walk.a[j], to_dt);
-            walk.grad_a[j] = through.mul_add(dt, walk.grad_a[j]);
-            walk.h[j] = before[j];
+            walk.grad_a[j] = through.mul_add(step.dt, walk.grad_a[j]);
+            walk.h[j] = step.before[j];
         }
-        s.sum_u[t] = s.sum_u[t] + to_u;
-        s.sum_dt[t] = s.sum_dt[t] + to_u.mul_add(s.u[t], to_dt);
-        s.grad_b.share(at, &share_b);
-        s.grad_c.share(at, &share_c);
+        (to_u, to_dt, share_b, share_c)
     }
 }
 
@@ -341,23 +361,28 @@ impl<V: Vector> Back<Re<V>> for Fast {
         };
         let from = Varying { b: b.re, c: c.re };
         let size = group(BACK, shared.inputs.dstate - n);
-        match size {
-            4 => zero.outline(Mamba::<V, 4> { shared, from, n }),
-            2 => zero.outline(Mamba::<V, 2> { shared, from, n }),
-            _ => zero.outline(Mamba::<V, 1> { shared, from, n }),
+        match (size, shared.inputs.small) {
+            (4, true) => zero.outline(Mamba::<V, 4, true> { shared, from, n }),
+            (4, false) => zero.outline(Mamba::<V, 4, false> { shared, from, n }),
+            (2, true) => zero.outline(Mamba::<V, 2, true> { shared, from, n }),
+            (2, false) => zero.outline(Mamba::<V, 2, false> { shared, from, n }),
+            (_, true) => zero.outline(Mamba::<V, 1, true> { shared, from, n }),
+            (_, false) => zero.outline(Mamba::<V, 1, false> { shared, from, n }),
         }
         size
     }
 }
 
-/// ∂y = ∂out·silu(z).
+/// ∂y = ∂out·silu(z), and ∂out·silu'(z) to `through_gate`.
 #[inline(always)]
-fn output_gradients<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, grad_out: &[V], grad_y: &mut [V]) {
+fn output_gradients<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, grad_out: &[V], grad_y: &mut [V], through_gate: &mut [V]) {
     match tile.z {
         Some(z) => {
             let z = rows(zero, z, tile.steps);
-            for t in 0..tile.steps {
-                grad_y[t] = grad_out[t] * silu_and_grad(z[t]).0;
+            for (((grad_y, through_gate), grad_out), z) in grad_y.iter_mut().zip(through_gate).zip(grad_out).zip(z) {
+                let (value, slope) = silu_and_grad(*z);
+                *grad_y = *grad_out * value;
+                *through_gate = *grad_out * slope;
             }
         }
         None => grad_y.copy_from_slice(grad_out),
@@ -367,8 +392,10 @@ fn output_gradients<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, grad_
 /// The gradients that belong to steps, from their sums over states.
 struct PerStep<'t, 'a, V: Vector> {
     tile: &'t SelectiveTile<'a, V::Real>,
-    grad_out: &'t [V],
+    through_gate: &'t [V],
     grad_y: &'t [V],
+    /// e^−|Δ + bias|.
+    decay: &'t [V],
     /// κ·Σ_n Re(C·h).
     y: &'t [V],
     dt: &'t [V],
@@ -392,15 +419,14 @@ impl<V: Vector> Part<V> for PerStep<'_, '_, V> {
             let through_skip = if tile.d.is_some() { skip * self.grad_y[t] } else { zero };
             self.grad_u[t] = self.dt[t].mul_add(self.grad_u[t], through_skip);
             if tile.softplus {
-                self.grad_delta[t] = self.grad_delta[t] * sigmoid(delta[t] + bias);
+                self.grad_delta[t] = self.grad_delta[t] * sigmoid_of(delta[t] + bias, self.decay[t]);
             }
             grad_bias = grad_bias + self.grad_delta[t];
         }
-        if let (Some(z), Some(grad_z)) = (tile.z, self.grad_z) {
-            let z = rows(zero, z, tile.steps);
+        if let Some(grad_z) = self.grad_z {
             for t in 0..tile.steps {
                 let y = if tile.d.is_some() { skip.mul_add(u[t], self.y[t]) } else { self.y[t] };
-                grad_z[t] = self.grad_out[t] * y * silu_and_grad(z[t]).1;
+                grad_z[t] = self.through_gate[t] * y;
             }
         }
         (grad_d, grad_bias)
@@ -421,12 +447,12 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     let SelectiveTile { steps: count, dstate, rule, first, .. } = tile;
     assert!((1..=TILE).contains(&count) && dstate > 0, "a tile of {count} steps and {dstate} states");
     assert!(tile.z.is_some() == args.grad_z.is_some() && tile.d.is_some() == args.grad_d.is_some());
-    let mut scratch = rows_mut(zero, args.scratch, (4 + 6 * BACK) * (TILE + 1));
-    let [dt, du, y, grad_y] = core::array::from_fn(|_| cut(&mut scratch, count));
+    let mut scratch = rows_mut(zero, args.scratch, (6 + 6 * BACK) * (TILE + 1));
+    let [dt, du, y, grad_y, decay, through_gate] = core::array::from_fn(|_| cut(&mut scratch, count));
     let [abar_re, abar_im, gamma_re, gamma_im, h_re, h_im] = core::array::from_fn(|_| cut(&mut scratch, (count + 1) * BACK));
-    steps(zero, &tile, dt, du);
+    steps(zero, &tile, decay, dt, du);
     let grad_out = rows(zero, args.grad_out, count);
-    output_gradients(zero, &tile, grad_out, grad_y);
+    output_gradients(zero, &tile, grad_out, grad_y, through_gate);
     let (grad_u, grad_delta) = (rows_mut(zero, args.grad_u, count), rows_mut(zero, args.grad_delta, count));
     y.fill(zero);
     grad_u.fill(zero);
@@ -438,6 +464,8 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
             dstate,
             rule,
             first,
+            small: !X::COMPLEX && all_small(zero, dt, a.re),
+            ahead: args.ahead,
             dt,
             du,
             a,
@@ -470,7 +498,8 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
         }
     }
     let grad_z = args.grad_z.map(|grad| rows_mut(zero, grad, count));
-    let (grad_d, grad_bias) = zero.outline(PerStep { tile: &tile, grad_out, grad_y, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
+    let (grad_d, grad_bias) =
+        zero.outline(PerStep { tile: &tile, through_gate, grad_y, decay, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
     if let Some(to) = args.grad_d {
         rows_mut(zero, to, 1)[0] = grad_d;
     }

@@ -1,6 +1,6 @@
 //! sigmoid, SiLU and its derivative.
 
-use crate::arch::generic::exp::{exp, exp_parts};
+use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::vector::Vector;
 use crate::element::Weight;
@@ -9,11 +9,18 @@ use crate::element::Weight;
 #[inline(always)]
 pub fn sigmoid_both<V: Vector>(x: V) -> (V, V) {
     let one = x.splat(V::Real::ONE);
-    let e = exp(-x.abs());
+    let e = exp_of_negative(-x.abs());
     let big = one / (one + e);
     let small = e * big;
     let negative = x.lt(x.splat(V::Real::ZERO));
     (V::select(negative, small, big), V::select(negative, big, small))
+}
+
+/// sigmoid(x) from e^−|x|.
+#[inline(always)]
+pub fn sigmoid_of<V: Vector>(x: V, decay: V) -> V {
+    let one = x.splat(V::Real::ONE);
+    V::select(x.lt(x.splat(V::Real::ZERO)), decay, one) / (one + decay)
 }
 
 /// sigmoid(x) = 1/(1 + e^−x), the derivative of softplus.
@@ -22,17 +29,23 @@ pub fn sigmoid<V: Vector>(x: V) -> V {
     sigmoid_both(x).0
 }
 
-/// silu(x) = x·sigmoid(x). The power of two is applied last, so that the tail below −88 in f32 keeps its precision until the
-/// result itself underflows.
+/// silu(x) = x·2^−k/(2^−k + m), where e^−x = m·2^k. The power of two is applied last, so that the tail below −88 in f32 keeps its
+/// precision until the result itself underflows.
 #[inline(always)]
 pub fn silu<V: Vector>(x: V) -> V {
-    let (zero, one) = (x.splat(V::Real::ZERO), x.splat(V::Real::ONE));
-    let (m, n) = exp_parts(-x.abs());
-    let mantissa = m + one;
-    let negative = x.lt(zero);
-    let x = x.at_least(x.splat(V::Real::EXP_MIN));
-    let value = x * V::select(negative, mantissa, one) / (one + mantissa.scale(n));
-    value.scale(V::select(negative, n, zero))
+    let most = x.splat(V::Real::SILU_MAX);
+    let inner = x.at_most(most).at_least(x.splat(V::Real::SILU_MIN));
+    let magic = x.splat(V::Real::ROUND_MAGIC);
+    // −k, and −x + k·(−ln 2) as the negative of what is left of x.
+    let n = inner.mul_add(x.splat(V::Real::LOG2_E), magic) - magic;
+    let [high, low] = V::Real::LN_2;
+    let r = n.mul_add(x.splat(low), n.mul_add(x.splat(high), -inner));
+    let m = V::Real::exp_m1_tail(r).mul_add(r * r, r) + x.splat(V::Real::ONE);
+    // 2^(j−k), which is normal where 2^−k is not.
+    let power = (n + x.splat(V::Real::DOWN_POWER)).mantissa_to_exponent();
+    let down = x.splat(V::Real::DOWN);
+    let value = inner / power.mul_add(down, m) * power * down;
+    V::select(most.lt(x), x, value)
 }
 
 /// (silu(x), silu'(x)), silu'(x) = s·(1 + x·(1 − s)) with s = sigmoid(x).

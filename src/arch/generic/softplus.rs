@@ -1,6 +1,6 @@
 //! ln(1 + x) for x in [0, 1], and softplus.
 
-use crate::arch::generic::exp::exp;
+use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::vector::Vector;
 use crate::element::Weight;
@@ -20,7 +20,7 @@ pub fn ln_1p_unit<V: Vector>(x: V) -> V {
 /// softplus(x) = max(x, 0) + ln(1 + e^−|x|): no overflow, no lost tail for x ≪ 0, NaN passes.
 #[inline(always)]
 pub fn softplus<V: Vector>(x: V) -> V {
-    x.at_least(x.splat(V::Real::ZERO)) + ln_1p_unit(exp(-x.abs()))
+    x.at_least(x.splat(V::Real::ZERO)) + ln_1p_unit(exp_of_negative(-x.abs()))
 }
 
 #[cfg(test)]

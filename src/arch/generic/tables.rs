@@ -1,9 +1,10 @@
 //! The constants of the vector functions, for f32 and for f64.
 //!
-//! The polynomials are Chebyshev fits in 60-digit arithmetic, over the intervals that the argument reductions leave; the factored
-//! forms make the leading terms exact, so that p(0) = 1 holds for the exponentials. Longer types take more terms.
+//! The polynomials are Chebyshev fits in 60-digit arithmetic (`exp2_tail` of f32 has the least relative error of 2^r instead), over the
+//! intervals that the argument reductions leave; the factored forms make the leading terms exact, so that p(0) = 1 holds for the
+//! exponentials. Longer types take more terms.
 
-use crate::arch::generic::vector::{Vector, horner};
+use crate::arch::generic::vector::{Vector, horner, polynomial as polynomial_of};
 use crate::element::Real;
 
 /// The constants of one type.
@@ -14,6 +15,20 @@ pub trait Tables: Real {
     const TWO: Self;
     /// 1.5·2^m + bias, m the width of the mantissa: added to an integer, the sum's lowest bits are the exponent of 2^n.
     const EXPONENT_MAGIC: Self;
+    /// 1.5·2^m: added to a number below 2^(m−1), the sum's lowest bits are that number to the nearest integer.
+    const ROUND_MAGIC: Self;
+    /// [`Tables::ROUND_MAGIC`] + k, and 2^−k: exponents down to twice the least are brought into range by k, and the result back.
+    const DOWN_MAGIC: Self;
+    /// See [`Tables::DOWN_MAGIC`].
+    const DOWN: Self;
+    /// [`Tables::EXPONENT_MAGIC`] + k.
+    const DOWN_POWER: Self;
+    /// x·e^x is 0 at and below this.
+    const SILU_MIN: Self;
+    /// 1 + e^−x is 1 at and above this.
+    const SILU_MAX: Self;
+    /// 2^x is normal for |x| below this, and so is its product with what is left of x after a reduction.
+    const EXP2_SMALL: Self;
     /// Twice the least normal exponent.
     const SCALE_MIN: Self;
     /// Twice the greatest exponent.
@@ -64,7 +79,7 @@ macro_rules! polynomial {
     ($name:ident, [$($c:expr),+ $(,)?]) => {
         #[inline(always)]
         fn $name<V: Vector<Real = Self>>(x: V) -> V {
-            horner(&[$($c),+], x)
+            polynomial_of(&[$($c),+], x)
         }
     };
 }
@@ -73,6 +88,13 @@ impl Tables for f32 {
     const HALF: f32 = 0.5;
     const TWO: f32 = 2.0;
     const EXPONENT_MAGIC: f32 = 12_582_912.0 + 127.0;
+    const ROUND_MAGIC: f32 = 12_582_912.0;
+    const DOWN_MAGIC: f32 = 12_582_912.0 + 64.0;
+    const DOWN: f32 = 1.0 / 18_446_744_073_709_551_616.0;
+    const DOWN_POWER: f32 = 12_582_912.0 + 127.0 + 64.0;
+    const SILU_MIN: f32 = -109.0;
+    const SILU_MAX: f32 = 18.0;
+    const EXP2_SMALL: f32 = 100.0;
     const SCALE_MIN: f32 = -252.0;
     const SCALE_MAX: f32 = 254.0;
     const LOG2_E: f32 = core::f32::consts::LOG2_E;
@@ -88,7 +110,11 @@ impl Tables for f32 {
     const SHRINK: f32 = 1.355_252_7e-20;
     const MAX: f32 = f32::MAX;
     const PHI1_GRAD_TERMS: usize = 12;
-    polynomial!(exp2_tail, [core::f32::consts::LN_2, 0.24022348, 0.05550381, 0.009666388, 0.0013381322]);
+    #[inline(always)]
+    fn exp2_tail<V: Vector<Real = Self>>(r: V) -> V {
+        // Where a multiply-add rounds twice, pairs of terms cost a quarter of the accuracy.
+        horner(&[core::f32::consts::LN_2, 0.24022282, 0.055505585, 0.009669694, 0.0013300616], r)
+    }
     polynomial!(exp_m1_tail, [0.5, 0.16666576, 0.041666556, 0.008363195, 0.0013926204]);
     polynomial!(ln_1p_tail, [0.6666667, 0.39999706, 0.28592357, 0.21706575, 0.2322433]);
     polynomial!(sin_tail, [-0.16666664, 0.008332746, -0.00019587387]);
@@ -99,6 +125,13 @@ impl Tables for f64 {
     const HALF: f64 = 0.5;
     const TWO: f64 = 2.0;
     const EXPONENT_MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0;
+    const ROUND_MAGIC: f64 = 6_755_399_441_055_744.0;
+    const DOWN_MAGIC: f64 = 6_755_399_441_055_744.0 + 128.0;
+    const DOWN: f64 = 1.0 / 340_282_366_920_938_463_463_374_607_431_768_211_456.0;
+    const DOWN_POWER: f64 = 6_755_399_441_055_744.0 + 1023.0 + 128.0;
+    const SILU_MIN: f64 = -752.0;
+    const SILU_MAX: f64 = 38.0;
+    const EXP2_SMALL: f64 = 1020.0;
     const SCALE_MIN: f64 = -2044.0;
     const SCALE_MAX: f64 = 2046.0;
     const LOG2_E: f64 = core::f64::consts::LOG2_E;

@@ -97,6 +97,8 @@ pub struct SelectiveFwd<'a, R> {
     pub out: Option<&'a mut [R]>,
     /// Arbitrary numbers, [`fwd_scratch`] of them, 64-byte aligned.
     pub scratch: &'a mut [R],
+    /// Addresses of cache lines that the next call will want: a hint, any numbers will do.
+    pub ahead: &'a [usize],
 }
 
 /// Numbers of scratch memory that a [`SelectiveFwd`] of any number of steps and states takes.
@@ -137,6 +139,47 @@ pub struct SelectiveBwd<'a, R> {
     pub grad_delta_bias: Option<&'a mut [R]>,
     /// Arbitrary numbers, [`bwd_scratch`] of them, 64-byte aligned.
     pub scratch: &'a mut [R],
+    /// As [`SelectiveFwd::ahead`].
+    pub ahead: &'a [usize],
+}
+
+/// One step of many blocks in Mamba's own case: Euler's rule, real A, varying B and C. The bits are those of [`SelectiveFwd`].
+#[derive(Debug)]
+pub struct StepRow<'a, R> {
+    /// Blocks, `k` below.
+    pub blocks: usize,
+    /// States a channel, N ≥ 1.
+    pub dstate: usize,
+    /// Numbers from block to block of `a` and `h`.
+    pub stride: usize,
+    /// Δ' = softplus(Δ + bias) instead of Δ + bias.
+    pub softplus: bool,
+    /// `a` and `limits` are as an earlier call left them.
+    pub prepared: bool,
+    /// u `[k][w]`.
+    pub u: &'a [R],
+    /// Δ `[k][w]`.
+    pub delta: &'a [R],
+    /// Bias of Δ `[k][w]`.
+    pub delta_bias: Option<&'a [R]>,
+    /// Gate z `[k][w]`.
+    pub z: Option<&'a [R]>,
+    /// Skip D `[k][w]`.
+    pub d: Option<&'a [R]>,
+    /// A `[k][n][w]`; scaled for later calls on return.
+    pub a: &'a mut [R],
+    /// B `[n]`.
+    pub b: &'a [R],
+    /// C `[n]`.
+    pub c: &'a [R],
+    /// States `[k][n][w]`, updated.
+    pub h: &'a mut [R],
+    /// out `[k][w]`.
+    pub out: &'a mut [R],
+    /// Arbitrary numbers `[k][w]`, kept for later calls.
+    pub limits: &'a mut [R],
+    /// Arbitrary numbers `[k][w]`.
+    pub scratch: &'a mut [R],
 }
 
 /// How many states the backward pass walks at once.
@@ -144,7 +187,7 @@ pub(super) const BACK: usize = 4;
 
 /// Numbers of scratch memory that a [`SelectiveBwd`] of any number of steps and states takes.
 pub const fn bwd_scratch(lanes: usize) -> usize {
-    (4 + 3 * 2 * BACK) * (TILE + 1) * lanes
+    (6 + 3 * 2 * BACK) * (TILE + 1) * lanes
 }
 
 /// One tile of the linear recurrence h_t = a_t·h_{t−1} + b_t. Reverse scans stage their steps in reverse.
@@ -196,12 +239,10 @@ pub struct ConvFwd<'a, R> {
 pub struct ConvBwd<'a, R> {
     /// The inputs.
     pub tile: ConvTile<'a, R>,
-    /// ∂out `[t][w]`.
-    pub grad_out: &'a [R],
-    /// ∂x `[width − 1 + t][w]`.
+    /// ∂out `[t][w]`; on return ∂ of what the activation is applied to.
+    pub grad_out: &'a mut [R],
+    /// ∂x `[width − 1 + t][w]`, added to.
     pub grad_x: &'a mut [R],
-    /// ∂weight `[k][w]`.
-    pub grad_weight: &'a mut [R],
-    /// ∂bias `[w]`.
-    pub grad_bias: &'a mut [R],
+    /// ∂weight `[k][w]`, then ∂bias `[w]`: sums over this tile.
+    pub grad_filter: &'a mut [f64],
 }

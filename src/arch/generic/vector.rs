@@ -2,9 +2,11 @@
 
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
-use half::bf16;
+use half::{bf16, f16};
 
+use crate::arch::generic::exp;
 use crate::arch::generic::tables::Tables;
+use crate::element::Real as _;
 
 /// One vector register.
 ///
@@ -65,6 +67,50 @@ pub unsafe trait Vector:
     fn all(mask: Self::Mask) -> bool;
     /// The bits shifted left by the width of the mantissa: its lowest bits become the exponent.
     fn mantissa_to_exponent(self) -> Self;
+    /// The bits of `self` plus those of `t` shifted left by the width of the mantissa: self·2^n for n in t's lowest bits, as long as
+    /// neither `self` nor the result is subnormal or out of range.
+    fn add_exponent(self, t: Self) -> Self;
+    /// Rows for columns.
+    #[inline(always)]
+    fn transpose(self, x: [[Self::Real; 8]; 8]) -> [[Self::Real; 8]; 8] {
+        let mut to = x;
+        for r in 0..8 {
+            for c in 0..8 {
+                to[r][c] = x[c][r];
+            }
+        }
+        to
+    }
+    /// Numbers of type f16, as bits, to as many numbers.
+    #[inline(always)]
+    fn load_f16(self, from: &[u16], to: &mut [Self::Real]) {
+        for (to, &bits) in to.iter_mut().zip(from) {
+            *to = Self::Real::from_f64(f16::from_bits(bits).to_f64());
+        }
+    }
+    /// Numbers of type f32 to as many of type f16, rounded to nearest even.
+    #[inline(always)]
+    fn store_f16(self, from: &[Self::Real], to: &mut [u16]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f16::from_f64(from.to_f64()).to_bits();
+        }
+    }
+    /// 2^self, see [`exp2`](crate::arch::generic::exp::exp2).
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        exp::exp2_by_polynomial(self)
+    }
+    /// 2^self where |self| is below [`Tables::EXP2_SMALL`], else anything: the bits of [`Vector::exp2`] in fewer instructions.
+    #[inline(always)]
+    fn exp2_small(self) -> Self {
+        exp::exp2_small_by_polynomial(self)
+    }
+    /// self·2^n for an integer n from twice the least normal exponent to 1, rounded once, to subnormal numbers where it must.
+    #[inline(always)]
+    fn scale_down(self, n: Self) -> Self {
+        let n = n + n.splat(Self::Real::DOWN_MAGIC);
+        self.add_exponent(n) * n.splat(Self::Real::DOWN)
+    }
 
     /// 2^n for integers n in the range of normal exponents.
     #[inline(always)]
@@ -91,9 +137,10 @@ pub unsafe trait Vector:
         wide
     }
 
-    /// Asks for a cache line that is read soon, at any address; where there is no such instruction it does nothing.
+    /// Asks for a cache line that is read soon, at any address, into every cache if `NEAR` and else into all but the nearest;
+    /// where there is no such instruction it does nothing.
     #[inline(always)]
-    fn prefetch(self, _at: *const u32) {}
+    fn prefetch<const NEAR: bool>(self, _address: usize) {}
 
     /// self·b − product, where `product` is the rounded self·b: what rounding took away.
     #[inline(always)]
@@ -186,6 +233,21 @@ pub fn horner<V: Vector, const N: usize>(coefficients: &[V::Real; N], x: V) -> V
     sum
 }
 
+/// As [`horner`], in pairs of terms, so that the chain of multiply-adds is half as long.
+#[inline(always)]
+pub fn polynomial<V: Vector, const N: usize>(coefficients: &[V::Real; N], x: V) -> V {
+    let term = |k: usize| x.splat(coefficients[k]);
+    let pair = |k: usize| if k + 1 < N { term(k + 1).mul_add(x, term(k)) } else { term(k) };
+    let x2 = x * x;
+    let mut k = (N - 1) / 2 * 2;
+    let mut sum = pair(k);
+    while k > 0 {
+        k -= 2;
+        sum = sum.mul_add(x2, pair(k));
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,7 +284,8 @@ mod tests {
                 assert_eq!(zero.widen::<false>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][0]));
                 assert_eq!(zero.widen::<true>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][1]));
             }
-            zero.prefetch(core::ptr::null());
+            zero.prefetch::<true>(0);
+            zero.prefetch::<false>(usize::MAX);
             let nan = zero.splat(R::from_f64(f64::NAN));
             for x in [nan.round(), nan.at_least(zero), nan.at_most(zero), nan.scale(zero), nan.abs()] {
                 assert!(x.lanes().iter().all(|x| x.to_f64().is_nan()));

@@ -5,7 +5,8 @@ use core::arch::x86_64::*;
 use half::bf16;
 
 use crate::arch::generic::operators;
-use crate::arch::generic::vector::{Part, Vector};
+use crate::arch::generic::vector::{Part, Vector, horner};
+use crate::arch::x86_64::avx2;
 
 /// Whether this CPU, and the system, have what [`F32x16`] and [`F64x8`] take.
 pub fn available() -> bool {
@@ -22,8 +23,8 @@ macro_rules! vector {
     ($(#[$doc:meta])* $v:ident: $inner:ident of $lanes:literal $real:ident, mask $mask:ident, {
         splat $splat:ident, zero $zero:ident, add $add:ident, sub $sub:ident, mul $mul:ident, div $div:ident, fma $fma:ident, fnma $fnma:ident,
         max $max:ident, min $min:ident, abs $abs:ident, xor $xor:ident, round $round:ident, cmp $cmp:ident, blend $blend:ident,
-        scalef $scalef:ident, shift $shift:ident $width:literal, to_int $to_int:ident, from_int $from_int:ident
-    }, sums $sums:ident, $($widen:tt)*) => {
+        scalef $scalef:ident, shift $shift:ident $width:literal, add_int $add_int:ident, to_int $to_int:ident, from_int $from_int:ident
+    }, sums $sums:ident, $($more:tt)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         #[repr(transparent)]
@@ -119,16 +120,26 @@ macro_rules! vector {
                 $v(unsafe { $from_int($shift::<$width>($to_int(self.0))) })
             }
             #[inline(always)]
+            fn add_exponent(self, t: Self) -> Self {
+                // SAFETY: as in `splat`.
+                $v(unsafe { $from_int($add_int($to_int(self.0), $shift::<$width>($to_int(t.0)))) })
+            }
+            #[inline(always)]
+            fn scale_down(self, n: Self) -> Self {
+                self.scale(n)
+            }
+            #[inline(always)]
             fn scale(self, n: Self) -> Self {
                 // SAFETY: as in `splat`.
                 $v(unsafe { $scalef(self.0, n.0) })
             }
             #[inline(always)]
-            fn prefetch(self, at: *const u32) {
+            fn prefetch<const NEAR: bool>(self, address: usize) {
+                let at = address as *const i8;
                 // SAFETY: a hint, which reads nothing and takes any address.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+                unsafe { if NEAR { _mm_prefetch::<_MM_HINT_T0>(at) } else { _mm_prefetch::<_MM_HINT_T1>(at) } }
             }
-            $($widen)*
+            $($more)*
             #[inline(always)]
             fn sums(x: [Self; 4]) -> [$real; 4] {
                 // SAFETY: the values exist, so the CPU has the instruction set.
@@ -144,7 +155,7 @@ vector! {
         splat _mm512_set1_ps, zero _mm512_setzero_ps, add _mm512_add_ps, sub _mm512_sub_ps, mul _mm512_mul_ps, div _mm512_div_ps,
         fma _mm512_fmadd_ps, fnma _mm512_fnmadd_ps, max _mm512_max_ps, min _mm512_min_ps, abs _mm512_abs_ps, xor _mm512_xor_ps,
         round _mm512_roundscale_ps, cmp _mm512_cmp_ps_mask, blend _mm512_mask_blend_ps,
-        scalef _mm512_scalef_ps, shift _mm512_slli_epi32 23, to_int _mm512_castps_si512, from_int _mm512_castsi512_ps
+        scalef _mm512_scalef_ps, shift _mm512_slli_epi32 23, add_int _mm512_add_epi32, to_int _mm512_castps_si512, from_int _mm512_castsi512_ps
     }, sums sums_f32,
     #[inline(always)]
     fn widen<const SECOND: bool>(self, from: &[[bf16; 2]]) -> Self {
@@ -155,6 +166,29 @@ vector! {
             _mm512_castsi512_ps(if SECOND { _mm512_and_si512(words, _mm512_set1_epi32(-65536)) } else { _mm512_slli_epi32::<16>(words) })
         })
     }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        exp2_by_table(self)
+    }
+    #[inline(always)]
+    fn exp2_small(self) -> Self {
+        exp2_small_by_table(self)
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16], to: &mut [f32]) {
+        // SAFETY: `self` exists, so the CPU has the instruction set.
+        unsafe { avx2::load_f16(from, to) }
+    }
+    #[inline(always)]
+    fn store_f16(self, from: &[f32], to: &mut [u16]) {
+        // SAFETY: as in `load_f16`.
+        unsafe { avx2::store_f16(from, to) }
+    }
+    #[inline(always)]
+    fn transpose(self, x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+        // SAFETY: as in `load_f16`.
+        unsafe { avx2::transpose(x) }
+    }
 }
 
 vector! {
@@ -163,8 +197,69 @@ vector! {
         splat _mm512_set1_pd, zero _mm512_setzero_pd, add _mm512_add_pd, sub _mm512_sub_pd, mul _mm512_mul_pd, div _mm512_div_pd,
         fma _mm512_fmadd_pd, fnma _mm512_fnmadd_pd, max _mm512_max_pd, min _mm512_min_pd, abs _mm512_abs_pd, xor _mm512_xor_pd,
         round _mm512_roundscale_pd, cmp _mm512_cmp_pd_mask, blend _mm512_mask_blend_pd,
-        scalef _mm512_scalef_pd, shift _mm512_slli_epi64 52, to_int _mm512_castpd_si512, from_int _mm512_castsi512_pd
+        scalef _mm512_scalef_pd, shift _mm512_slli_epi64 52, add_int _mm512_add_epi64, to_int _mm512_castpd_si512, from_int _mm512_castsi512_pd
     }, sums sums_f64,
+}
+
+/// The bits of 2^(j/16), rounded, less j·2^19: the bits of a number that has n + j/16 in its lowest bits, shifted by 19, are added.
+const ROOTS: [i32; 16] = [
+    0x3f80_0000,
+    0x3f7d_aac3,
+    0x3f7b_95c2,
+    0x3f79_c3d3,
+    0x3f78_37f0,
+    0x3f76_f532,
+    0x3f75_fed7,
+    0x3f75_583f,
+    0x3f75_04f3,
+    0x3f75_08a4,
+    0x3f75_672a,
+    0x3f76_248c,
+    0x3f77_44fd,
+    0x3f78_ccdf,
+    0x3f7a_c0c7,
+    0x3f7d_257d,
+];
+
+/// 1.5·2^19: added to a number below 2^18, the sum's lowest bits are sixteenths.
+const SIXTEENTHS: f32 = 786_432.0;
+
+/// (2^r − 1)/r for |r| ≤ 1/32.
+#[inline(always)]
+fn root_tail(r: F32x16) -> F32x16 {
+    horner(&[core::f32::consts::LN_2, 0.240_234_29, 0.055_505_95], r)
+}
+
+/// 2^x = 2^(k/16)·2^r, k = 16·n + j, r ≤ 1/32: the root from a table by a permutation, the rest by a polynomial of degree 3.
+#[inline(always)]
+fn exp2_small_by_table(x: F32x16) -> F32x16 {
+    let magic = x.splat(SIXTEENTHS);
+    let t = x + magic;
+    let r = x - (t - magic);
+    // SAFETY: `x` exists, so the CPU has the instruction set.
+    let root = unsafe {
+        let bits = _mm512_castps_si512(t.0);
+        let root = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(ROOTS.as_ptr().cast()));
+        F32x16(_mm512_castsi512_ps(_mm512_add_epi32(root, _mm512_slli_epi32::<19>(bits))))
+    };
+    root_tail(r).mul_add(root * r, root)
+}
+
+/// [`exp2_small_by_table`] for any x: 2^n is applied last, by an instruction that takes the integer below its operand.
+#[inline(always)]
+fn exp2_by_table(x: F32x16) -> F32x16 {
+    let x = x.at_least(x.splat(-160.0)).at_most(x.splat(160.0));
+    let magic = x.splat(SIXTEENTHS);
+    let t = x + magic;
+    let k = t - magic;
+    let r = x - k;
+    // SAFETY: `x` exists, so the CPU has the instruction set.
+    let root = unsafe {
+        let j = _mm512_and_si512(_mm512_castps_si512(t.0), _mm512_set1_epi32(15));
+        let root = _mm512_permutexvar_epi32(j, _mm512_loadu_si512(ROOTS.as_ptr().cast()));
+        F32x16(_mm512_castsi512_ps(_mm512_add_epi32(root, _mm512_slli_epi32::<19>(j))))
+    };
+    root_tail(r).mul_add(root * r, root).scale(k)
 }
 
 /// The sums over the lanes of four vectors: neighbours are added while vectors are interleaved, then quarters are added.

@@ -10,19 +10,19 @@
 use core::ops::Range;
 
 use super::host::channels;
-use super::stage::{Filter, STEPS, Stage};
+use super::stage::{ConvKernel, Filter, Plain, STEPS, Stage, TileGrads};
 use super::{ConvBwd, ConvGrads, ConvInputs, ConvProblem};
 use crate::buffer::Workspace;
 use crate::element::{Input, Real, Weight};
 use crate::error::Error;
 use crate::layers::rows::{clear_row, load_row, store_row};
-use crate::ops::{Sum, silu_grad};
+use crate::ops::Sum;
 use crate::par::Par;
 use crate::view::{Cut, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
 /// Channels of one part: fewer than forward, since the batch is not cut.
-const LANES: usize = 32;
+const LANES: usize = 64;
 
 /// Where the gradient of a staged row goes: a position, or, from here down, row 0, 1, … of the initial window.
 const WINDOW: usize = usize::MAX / 2;
@@ -33,10 +33,11 @@ fn scratch<I: Input>(width: usize) -> usize {
     let taps = width.saturating_add(1).saturating_mul(LANES);
     Filter::<I::Accum>::bytes(width, LANES)
         .saturating_add(Stage::<I::Accum>::bytes(width, LANES).saturating_mul(2))
+        .saturating_add(Stage::<I::Accum>::bytes(1, LANES))
         .saturating_add(bytes_of::<usize>(width.saturating_add(STEPS)))
         .saturating_add(bytes_of::<f64>(taps))
         .saturating_add(bytes_of::<Sum>(taps))
-        .saturating_add(2 * bytes_of::<I::Accum>(LANES) + bytes_of::<usize>(STEPS) + ALIGN)
+        .saturating_add(bytes_of::<I::Accum>(LANES) + bytes_of::<usize>(STEPS) + ALIGN)
 }
 
 /// Bytes of workspace that [`causal_conv1d_bwd`] takes.
@@ -46,6 +47,11 @@ pub fn causal_conv1d_bwd_workspace<I: Input>(problem: &ConvProblem, par: Par) ->
 
 /// The backward convolution; one phase.
 pub fn causal_conv1d_bwd<I: Input>(args: ConvBwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
+    bwd_with(Plain, args, par, ws)
+}
+
+/// As [`causal_conv1d_bwd`], with an engine's kernel, whose lanes divide [`LANES`]; the workspace is the same.
+pub(crate) fn bwd_with<I: Input>(kernel: impl ConvKernel, args: ConvBwd<'_, I>, par: Par, ws: &mut Workspace<'_>) -> Result<(), Error> {
     let problem = args.check()?;
     par.check(1)?;
     let ConvBwd { inputs, grad_out, grad_final_window, grads } = args;
@@ -65,7 +71,7 @@ pub fn causal_conv1d_bwd<I: Input>(args: ConvBwd<'_, I>, par: Par, ws: &mut Work
     let work = |i: usize, (x, weight, bias, initial_window): Pieces<'_, I>, ws: &mut Workspace<'_>| {
         let of = channels(i, LANES, problem.dim);
         let block = Block { inputs, problem, grad_out, grad_final_window, grads: ConvGrads { x, weight, bias, initial_window } };
-        block.of_channels(of).backward(ws).expect("scratch memory as `scratch` says");
+        block.of_channels(of).backward(kernel, ws).expect("scratch memory as `scratch` says");
     };
     par.run(0, problem.dim.div_ceil(LANES), split, &mut ws.reborrow(), scratch::<I>(problem.width), work)
 }
@@ -85,14 +91,15 @@ struct Sums<'s, A> {
     stage: Stage<'s, A>,
     /// ∂ of the staged rows, row by row.
     grads: Stage<'s, A>,
+    /// ∂out of a tile.
+    grad_out: Stage<'s, A>,
     /// Where the rows of `grads` go.
     places: &'s mut [usize],
-    /// ∂w_k and then ∂bias of one tile, a row of channels each; and of all tiles.
+    /// ∂w_k and then ∂bias of one tile and group, a row of channels each; and of all tiles, group by group.
     tile: &'s mut [f64],
     total: &'s mut [Sum],
-    /// ∂ℓ/∂(sum before SiLU) of one position.
-    g: &'s mut [A],
-    sum: &'s mut [A],
+    /// One row of all channels.
+    line: &'s mut [A],
 }
 
 impl<'a, I: Input> Block<'a, I> {
@@ -108,24 +115,27 @@ impl<'a, I: Input> Block<'a, I> {
         self
     }
 
-    fn backward(mut self, ws: &mut Workspace<'_>) -> Result<(), Error> {
-        let (inputs, lanes, width) = (self.inputs, self.problem.dim, self.problem.width);
+    fn backward(mut self, kernel: impl ConvKernel, ws: &mut Workspace<'_>) -> Result<(), Error> {
+        let (inputs, count, width) = (self.inputs, self.problem.dim, self.problem.width);
+        let lanes = kernel.lanes::<I::Accum>(count);
+        let groups = count.div_ceil(lanes);
         let mut ws = ws.reborrow();
         let mut s = Sums {
-            filter: Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, 0..lanes, lanes, &mut ws)?,
-            stage: Stage::new(width, lanes, lanes, &mut ws)?,
-            grads: Stage::new(width, lanes, lanes, &mut ws)?,
+            filter: Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, 0..count, lanes, &mut ws)?,
+            stage: Stage::new(width, count, lanes, &mut ws)?,
+            grads: Stage::new(width, count, lanes, &mut ws)?,
+            grad_out: Stage::new(1, count, lanes, &mut ws)?,
             places: ws.slice(width - 1 + STEPS)?,
             tile: ws.slice((width + 1) * lanes)?,
-            total: ws.slice((width + 1) * lanes)?,
-            g: ws.slice(lanes)?,
-            sum: ws.slice(lanes)?,
+            total: ws.slice((width + 1) * groups * lanes)?,
+            line: ws.slice(count)?,
         };
         s.total.fill(Sum::default());
         let positions = ws.slice::<usize>(STEPS)?;
-        (0..self.problem.states).for_each(|state| self.span(state, &mut s, positions));
-        for (k, row) in s.total.chunks_exact(lanes).enumerate() {
-            for (d, sum) in row.iter().enumerate() {
+        (0..self.problem.states).for_each(|state| self.span(kernel, state, &mut s, positions));
+        for (i, row) in s.total.chunks_exact(lanes).enumerate() {
+            let (first, k) = (i / (width + 1) * lanes, i % (width + 1));
+            for (d, sum) in (first..count).zip(row) {
                 let value = I::Accum::from_f64(sum.value());
                 match (k == width, &mut self.grads.weight, &mut self.grads.bias) {
                     (false, Some(weight), _) => weight.set([d, k], value),
@@ -138,7 +148,7 @@ impl<'a, I: Input> Block<'a, I> {
     }
 
     /// Walks one span. A row of `grads` is complete once the W − 1 positions after it are through.
-    fn span(&mut self, state: usize, s: &mut Sums<'_, I::Accum>, positions: &mut [usize]) {
+    fn span(&mut self, kernel: impl ConvKernel, state: usize, s: &mut Sums<'_, I::Accum>, positions: &mut [usize]) {
         let (inputs, before) = (self.inputs, self.problem.width - 1);
         let span = inputs.sequences.span(state, self.problem.seqlen);
         if let (Some(x), true) = (&mut self.grads.x, inputs.sequences.may_pad()) {
@@ -147,7 +157,7 @@ impl<'a, I: Input> Block<'a, I> {
         }
         match &inputs.initial_window {
             Some(window) => s.stage.load_window(window, state),
-            None => s.stage.window().fill(I::Accum::ZERO),
+            None => s.stage.rows.fill(I::Accum::ZERO),
         }
         s.grads.rows.fill(I::Accum::ZERO);
         s.places[..before].iter_mut().enumerate().for_each(|(k, place)| *place = WINDOW + k);
@@ -160,22 +170,23 @@ impl<'a, I: Input> Block<'a, I> {
             }
             s.stage.load_tile(&inputs.x, span.batch, tile, positions);
             s.places[before..before + tile.count].copy_from_slice(&positions[..tile.count]);
-            s.add_tile(&self.grad_out, span.batch, &positions[..tile.count]);
+            s.add_tile(kernel, &self.grad_out, span.batch, &positions[..tile.count]);
             self.flush(tile.count, span.batch, state, s);
             s.advance(tile.count);
         }
         if let Some(last) = &self.grad_final_window {
-            for (k, row) in s.grads.window().chunks_exact_mut(self.problem.dim).enumerate() {
-                load_row(last, [state, k, 0], s.sum);
-                row.iter_mut().zip(s.sum.iter()).for_each(|(to, g)| *to += *g);
+            for k in 0..before {
+                load_row(last, [state, k, 0], s.line);
+                s.grads.add_row(k, s.line);
             }
         }
         self.flush(before, span.batch, state, s);
     }
 
     /// Writes the first `count` rows of `grads` where they belong.
-    fn flush(&mut self, count: usize, batch: usize, state: usize, s: &Sums<'_, I::Accum>) {
-        for (row, &place) in s.grads.rows.chunks_exact(self.problem.dim).zip(&s.places[..count]) {
+    fn flush(&mut self, count: usize, batch: usize, state: usize, s: &mut Sums<'_, I::Accum>) {
+        for (k, &place) in s.places[..count].iter().enumerate() {
+            let row = s.grads.row(k);
             match (&mut self.grads.x, &mut self.grads.initial_window) {
                 (Some(x), _) if place < WINDOW => store_row(x, [batch, place, 0], row),
                 (_, Some(window)) if place >= WINDOW && place != NOWHERE => store_row(window, [state, place - WINDOW, 0], row),
@@ -187,35 +198,23 @@ impl<'a, I: Input> Block<'a, I> {
 
 impl<A: Real> Sums<'_, A> {
     /// Adds the gradients of one tile of positions.
-    fn add_tile<I: Input<Accum = A>>(&mut self, grad_out: &View<'_, I, 3>, batch: usize, positions: &[usize]) {
-        let (lanes, width) = (self.filter.lanes, self.filter.width);
-        self.tile.fill(0.0);
-        for (i, &t) in positions.iter().enumerate() {
-            let rows = &self.stage.rows[i * lanes..(i + width) * lanes];
-            load_row(grad_out, [batch, t, 0], self.g);
-            if self.filter.silu {
-                self.filter.sums(rows, self.sum);
-                self.g.iter_mut().zip(self.sum.iter()).for_each(|(g, sum)| *g = *g * silu_grad(*sum));
-            }
-            let grads = self.grads.rows[i * lanes..(i + width) * lanes].chunks_exact_mut(lanes);
-            for (grads, tap) in grads.zip(self.filter.taps.chunks_exact(lanes)) {
-                grads.iter_mut().zip(tap).zip(self.g.iter()).for_each(|((to, w), g)| *to += *w * *g);
-            }
-            let (taps, bias) = self.tile.split_at_mut(width * lanes);
-            for (sums, row) in taps.chunks_exact_mut(lanes).zip(rows.chunks_exact(lanes)) {
-                sums.iter_mut().zip(row).zip(self.g.iter()).for_each(|((to, x), g)| *to += x.to_f64() * g.to_f64());
-            }
-            bias.iter_mut().zip(self.g.iter()).for_each(|(to, g)| *to += g.to_f64());
+    fn add_tile<I: Input<Accum = A>>(&mut self, kernel: impl ConvKernel, grad_out: &View<'_, I, 3>, batch: usize, positions: &[usize]) {
+        let (lanes, width, count) = (self.filter.lanes, self.filter.width, positions.len());
+        positions.iter().enumerate().for_each(|(i, &t)| self.grad_out.load(i, grad_out, [batch, t, 0]));
+        for (g, total) in self.total.chunks_exact_mut((width + 1) * lanes).enumerate() {
+            let x = &mut self.grads.group_mut(g)[..(width - 1 + count) * lanes];
+            let grad_out = &mut self.grad_out.group_mut(g)[..count * lanes];
+            kernel.backward(&self.filter.group(g), self.stage.group(g), grad_out, TileGrads { x, filter: self.tile });
+            total.iter_mut().zip(self.tile.iter()).for_each(|(total, tile)| total.add(*tile));
         }
-        self.total.iter_mut().zip(self.tile.iter()).for_each(|(total, tile)| total.add(*tile));
     }
 
     /// Makes the last W − 1 rows the first, and clears the rows of gradients behind them.
     fn advance(&mut self, count: usize) {
-        let before = self.filter.width - 1;
+        let (before, lanes) = (self.filter.width - 1, self.filter.lanes);
         self.stage.advance(count);
         self.grads.advance(count);
-        self.grads.rows[before * self.filter.lanes..].fill(A::ZERO);
+        self.grads.rows.chunks_exact_mut((before + STEPS) * lanes).for_each(|group| group[before * lanes..].fill(A::ZERO));
         self.places.copy_within(count..count + before, 0);
     }
 }

@@ -6,7 +6,7 @@ use crate::buffer::Workspace;
 use crate::element::{Input, Real};
 use crate::error::Error;
 use crate::layers::rows::load_row;
-use crate::ops::silu;
+use crate::ops::{silu, silu_grad};
 use crate::sequences::Tile;
 use crate::view::View;
 use crate::workspace::bytes_of;
@@ -23,6 +23,16 @@ pub(crate) trait ConvKernel: Copy + Sync {
     fn lanes<A: Real>(self, channels: usize) -> usize;
     /// The outputs of one group for as many positions as `outputs` has rows. `rows` begins with the W − 1 rows before the first.
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]);
+    /// The gradients of one group for as many positions as `grad_out` has rows, from `rows` as in `forward`; `grad_out` is overwritten.
+    fn backward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], grad_out: &mut [A], grads: TileGrads<'_, A>);
+}
+
+/// Where the gradients of one tile of positions and group of channels go.
+pub(crate) struct TileGrads<'t, A> {
+    /// ∂x of the W − 1 rows before and the tile's, added to.
+    pub(crate) x: &'t mut [A],
+    /// ∂w_k and then ∂bias, a row of channels each, overwritten.
+    pub(crate) filter: &'t mut [f64],
 }
 
 /// Plain loops in f64, each output rounded once: what follows in a block magnifies the rounding of each tap.
@@ -46,6 +56,29 @@ impl ConvKernel for Plain {
                 let sum = (0..filter.width).fold(filter.bias[lane].to_f64(), |sum, k| sum + tap(k));
                 *out = A::from_f64(if filter.silu { silu(sum) } else { sum });
             }
+        }
+    }
+
+    fn backward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], grad_out: &mut [A], grads: TileGrads<'_, A>) {
+        let (lanes, width) = (filter.lanes, filter.width);
+        grads.filter.fill(0.0);
+        for (i, g) in grad_out.chunks_exact_mut(lanes).enumerate() {
+            let rows = &rows[i * lanes..(i + width) * lanes];
+            if filter.silu {
+                for (lane, g) in g.iter_mut().enumerate() {
+                    let sum = (0..width).fold(filter.bias[lane], |sum, k| sum + filter.taps[k * lanes + lane] * rows[k * lanes + lane]);
+                    *g = *g * silu_grad(sum);
+                }
+            }
+            let to_x = grads.x[i * lanes..(i + width) * lanes].chunks_exact_mut(lanes);
+            for (to_x, tap) in to_x.zip(filter.taps.chunks_exact(lanes)) {
+                to_x.iter_mut().zip(tap).zip(g.iter()).for_each(|((to, w), g)| *to += *w * *g);
+            }
+            let (taps, bias) = grads.filter.split_at_mut(width * lanes);
+            for (sums, row) in taps.chunks_exact_mut(lanes).zip(rows.chunks_exact(lanes)) {
+                sums.iter_mut().zip(row).zip(g.iter()).for_each(|((to, x), g)| *to += x.to_f64() * g.to_f64());
+            }
+            bias.iter_mut().zip(g.iter()).for_each(|(to, g)| *to += g.to_f64());
         }
     }
 }
@@ -92,17 +125,6 @@ impl<'s, A: Real> Filter<'s, A> {
         let (taps, bias) = (&self.taps[group * self.width * self.lanes..], &self.bias[group * self.lanes..]);
         Filter { taps: &taps[..self.width * self.lanes], bias: &bias[..self.lanes], ..*self }
     }
-
-    /// bias + Σ_k w_k x_k for one position; `rows` begins with the oldest of the W rows it reads.
-    #[inline]
-    pub(super) fn sums(&self, rows: &[A], sums: &mut [A]) {
-        sums.copy_from_slice(self.bias);
-        for (tap, row) in self.taps.chunks_exact(self.lanes).zip(rows.chunks_exact(self.lanes)) {
-            for ((sum, w), x) in sums.iter_mut().zip(tap).zip(row) {
-                *sum += *w * *x;
-            }
-        }
-    }
 }
 
 /// Rows of channels, group by group: the W − 1 that came before, then a tile of positions.
@@ -136,14 +158,22 @@ impl<'s, A: Real> Stage<'s, A> {
         &self.rows[group * size..][..size]
     }
 
-    /// The W − 1 rows that came before, of a stage of one group.
-    pub(super) fn window(&mut self) -> &mut [A] {
-        assert_eq!(self.channels, self.lanes);
-        &mut self.rows[..self.before * self.lanes]
+    /// The rows of one group, to write to.
+    pub(super) fn group_mut(&mut self, group: usize) -> &mut [A] {
+        let size = (self.before + STEPS) * self.lanes;
+        &mut self.rows[group * size..][..size]
+    }
+
+    /// Adds to row `row` of all channels.
+    pub(super) fn add_row(&mut self, row: usize, from: &[A]) {
+        for (group, part) in from.chunks(self.lanes).enumerate() {
+            let at = row * self.lanes;
+            self.group_mut(group)[at..at + part.len()].iter_mut().zip(part).for_each(|(to, x)| *to += *x);
+        }
     }
 
     /// Takes one row from a tensor.
-    fn load<I: Input<Accum = A>, const R: usize>(&mut self, row: usize, from: &View<'_, I, R>, at: [usize; R]) {
+    pub(super) fn load<I: Input<Accum = A>, const R: usize>(&mut self, row: usize, from: &View<'_, I, R>, at: [usize; R]) {
         let (lanes, size) = (self.lanes, (self.before + STEPS) * self.lanes);
         if self.channels == lanes {
             return load_row(from, at, &mut self.rows[row * lanes..][..lanes]);
