@@ -28,7 +28,13 @@ fn main() -> Result<(), String> {
         }
     };
     for batch in [1, 16] {
-        let plan = Plan { model: model.clone(), batch, prompt: if quick { 64 } else { 512 }, tokens: if quick { 4 } else { 32 } };
+        let plan = Plan {
+            model: model.clone(),
+            batch,
+            prompt: if quick { 64 } else { 512 },
+            tokens: if quick { 4 } else { 32 },
+            packing: selective_scan::model::Packing::Exact,
+        };
         let config = plan.config()?;
         let parameters = plan.parameters(&config).map_err(|e| e.to_string())?;
         let works = [plan.work(&config, plan.prompt), plan.work(&config, 1)];

@@ -17,6 +17,7 @@ Shows the instruction sets, the threads and the GPU of this machine, and which e
 
     cargo run --release --example engines -- [OPTIONS]
 
+    --engine NAME   only what concerns this engine, naive, blelloch, cpu or cuda; all of them by default
     --batch N    rows of the batch, 1 by default
     --seqlen N   steps; 1 is a decode step; 2048 by default
     --dim N      channels, 1536 by default
@@ -26,10 +27,15 @@ Shows the instruction sets, the threads and the GPU of this machine, and which e
     --help       this text
 
 The environment variable SELECTIVE_SCAN_ISA=portable|neon|avx2|avx512 caps the instruction sets.
-Exit status: 0, or 2 where the command line or that variable is wrong.";
+Exit status: 0, or 2 where the command line or that variable is wrong, or where `--engine cuda` finds no GPU and none is described.";
+
+/// The engines' names, and what they are.
+const ENGINES: [(&str, &str); 4] =
+    [("naive", "the specification"), ("blelloch", "a tree over time"), ("cpu", "fused SIMD"), ("cuda", "PTX, with its feature")];
 
 /// What is asked.
 struct Asked {
+    engine: Option<&'static str>,
     /// B, L, D, N.
     sizes: [usize; 4],
     input: Dtype,
@@ -40,7 +46,7 @@ impl Asked {
     /// Reads the command line; None where help was asked for. `Err` is one sentence.
     fn parse(given: Vec<String>) -> Result<Option<Asked>, String> {
         let mut given = given.into_iter();
-        let mut asked = Asked { sizes: [1, 2048, 1536, 16], input: Dtype::F32, multiprocessors: None };
+        let mut asked = Asked { engine: None, sizes: [1, 2048, 1536, 16], input: Dtype::F32, multiprocessors: None };
         while let Some(option) = given.next() {
             let names = ["--batch", "--seqlen", "--dim", "--dstate"];
             match option.as_str() {
@@ -50,6 +56,10 @@ impl Asked {
                     let named = given.next().and_then(|name| types.into_iter().find(|t| t.name() == name));
                     asked.input = named.ok_or("--type wants f32, f64, f16 or bf16")?;
                 }
+                "--engine" => {
+                    let named = given.next().and_then(|name| ENGINES.iter().map(|e| e.0).find(|e| *e == name));
+                    asked.engine = Some(named.ok_or("--engine wants naive, blelloch, cpu or cuda")?);
+                }
                 "--multiprocessors" => asked.multiprocessors = Some(number(&option, given.next())?),
                 name => {
                     let at = names.iter().position(|n| *n == name).ok_or_else(|| format!("{option} is not an option"))?;
@@ -58,6 +68,11 @@ impl Asked {
             }
         }
         if asked.sizes[2] == 0 { Err("--dim wants at least one channel".into()) } else { Ok(Some(asked)) }
+    }
+
+    /// Whether the host is asked for, and the GPU.
+    fn wants(&self) -> [bool; 2] {
+        [self.engine != Some("cuda"), self.engine.is_none_or(|engine| engine == "cuda")]
     }
 
     fn problem(&self) -> Problem {
@@ -111,9 +126,8 @@ fn gpu_plan(asked: &Asked, engine: &Result<selective_scan::cuda::Cuda, selective
     say!("{plan}");
 }
 
-fn show(asked: &Asked, machine: &Machine) {
-    #[cfg(feature = "cuda")]
-    let engine = selective_scan::cuda::Cuda::new(0);
+/// The instruction sets and threads.
+fn host(machine: &Machine) {
     say!("instruction sets");
     for isa in Isa::ALL {
         let state = match (isa.is_available(), machine.isas.contains(&isa)) {
@@ -125,23 +139,49 @@ fn show(asked: &Asked, machine: &Machine) {
         say!("  {:<9} {state}", isa.name());
     }
     say!("threads     {}", machine.threads);
+}
+
+/// `Err` where only the GPU is asked for and there is none.
+fn show(asked: &Asked, machine: &Machine) -> Result<(), String> {
+    let [on_host, on_gpu] = asked.wants();
     #[cfg(feature = "cuda")]
-    gpu(&engine);
+    let engine = selective_scan::cuda::Cuda::new(0);
+    #[cfg(feature = "cuda")]
+    if let (false, None, Err(why)) = (on_host, asked.multiprocessors, &engine) {
+        return Err(why.to_string());
+    }
     #[cfg(not(feature = "cuda"))]
-    say!("gpu         not looked for: this build is without the feature `cuda`");
-    say!("engines     naive (the specification), blelloch (a tree over time), cpu (fused SIMD), cuda (PTX, with its feature)");
+    if !on_host {
+        return Err("the engine `cuda` is not in this build, which is without the feature `cuda`".into());
+    }
+    if on_host {
+        host(machine);
+    }
+    if on_gpu {
+        #[cfg(feature = "cuda")]
+        gpu(&engine);
+        #[cfg(not(feature = "cuda"))]
+        say!("gpu         not looked for: this build is without the feature `cuda`");
+    }
+    let shown = ENGINES.iter().filter(|(name, _)| asked.engine.is_none_or(|engine| engine == *name));
+    say!("engines     {}", shown.map(|(name, what)| format!("{name} ({what})")).collect::<Vec<_>>().join(", "));
     let [batch, seqlen, dim, dstate] = asked.sizes;
     say!(
         "\nfor B = {batch}, L = {seqlen}, D = {dim}, {}:",
         if dstate == 0 { "a plain recurrence".into() } else { format!("N = {dstate}") }
     );
-    say!("{}", Plan::new(asked.problem(), machine));
-    #[cfg(feature = "cuda")]
-    gpu_plan(asked, &engine);
-    #[cfg(not(feature = "cuda"))]
-    if asked.multiprocessors.is_some() {
-        say!("\na gpu's plan wants the feature `cuda`");
+    if on_host {
+        say!("{}", Plan::new(asked.problem(), machine));
     }
+    if on_gpu {
+        #[cfg(feature = "cuda")]
+        gpu_plan(asked, &engine);
+        #[cfg(not(feature = "cuda"))]
+        if asked.multiprocessors.is_some() {
+            say!("\na gpu's plan wants the feature `cuda`");
+        }
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {
@@ -156,11 +196,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match Machine::here() {
-        Ok(machine) => {
-            show(&asked, &machine);
-            ExitCode::SUCCESS
-        }
+    match Machine::here().map_err(|why| why.to_string()).and_then(|machine| show(&asked, &machine)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("engines: {why}");
             ExitCode::from(2)

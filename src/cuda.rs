@@ -2,16 +2,17 @@
 //!
 //! It builds on any machine and needs a driver to run, which is looked for when an engine is made: [`Cuda::new`] is an `Err` where there is
 //! none. Tensors live in [`DeviceBuffer`]s, in cudarc's slices ([`Cuda::view`]) or at the caller's own addresses ([`View::from_address`]); views of them have
-//! the type [`Device`] for their memory, so none reaches a CPU engine.
+//! the type [`Device`] for their memory, so none reaches a CPU engine. Nothing tells whose a view is: what one engine's buffer is given to another engine for must be ordered by the
+//! caller ([`Cuda::synchronize`]), and their contexts must reach each other's memory.
 //!
 //! Everything runs on one stream, the caller's where the engine was made by [`Cuda::on`], in order; calls return before the device is done,
 //! and copies to the host wait. The calls of the engine's traits neither allocate nor synchronise after their first use of a kernel, so they can be captured ([`Cuda::capture`]).
 //!
 //! Results are the same bits on every repeat and whatever else is in the batch: no atomics on floating-point numbers, and sums in an order that depends
 //! on a row's own sizes only, never on how many multiprocessors there are. Between generations of cards bits may differ where the maker promises a bound of the
-//! error only, or nothing: the hardware's approximations of 2^x (with 16-bit storage) and of 1/x, and the tensor cores, which sum inside an instruction in an order
+//! error only, or nothing: the hardware's approximations of 2^x ([`Cuda::approximates_decay`]) and of 1/x, and the tensor cores, which sum inside an instruction in an order
 //! that is not specified: products of 16-bit storage ([`Products::Plain`]) run on them, and with these blocks and models in 16 bits. Products by
-//! cuBLASLt ([`Products::CublasLt`]) have bits of their own: the library picks an algorithm by its version, the card, layouts and the number of rows, so a row's bits there may depend on how
+//! cuBLASLt ([`Products::CublasLt`]) have bits of their own: the library picks an algorithm by its version, the card, layouts, alignment and the number of rows, so a row's bits there may depend on how
 //! many rows there are. It is kept once picked, and repeats are the same bits.
 
 use std::collections::HashMap;
@@ -21,10 +22,12 @@ use std::time::Duration;
 use bytemuck::Pod;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut};
 
+use crate::element::Dtype;
 use crate::error::Error;
+use crate::ops::Rule;
 use crate::regime::{Call, Gpu, Reason};
 use crate::scan::ScanProblem;
-use crate::selective::SelectiveProblem;
+use crate::selective::{Carry, SelectiveOptions, SelectiveProblem};
 use crate::view::{Device, View, ViewMut};
 
 mod adamw;
@@ -95,7 +98,7 @@ pub(crate) fn selective_reason(problem: &SelectiveProblem, call: Call, gpu: &Gpu
     if call.backward { Reason::Chunks } else { selective_scan_fwd::planned(problem, call, gpu) }
 }
 
-/// How many GPUs there are. An `Err` where there is no driver.
+/// How many GPUs there are. An `Err` where there is no driver, or one that is too old.
 pub fn count() -> Result<usize, Error> {
     module::count()
 }
@@ -104,7 +107,7 @@ impl Cuda {
     /// The GPU with this number, in its primary context, on a stream of its own.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where there is no driver, no such GPU, or one older than compute capability 8.0.
+    /// [`Error::Unavailable`] where there is no driver, one older than CUDA 12.0, no such GPU, or one older than compute capability 8.0.
     pub fn new(ordinal: usize) -> Result<Self, Error> {
         Self::on(module::open(ordinal)?)
     }
@@ -112,7 +115,7 @@ impl Cuda {
     /// On the caller's stream, in its context.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the GPU is older than compute capability 8.0.
+    /// [`Error::Unavailable`] where the driver is older than CUDA 12.0, or the GPU than compute capability 8.0.
     pub fn on(stream: Arc<CudaStream>) -> Result<Self, Error> {
         Ok(Self::with_driver(Arc::new(module::Context::new(stream)?)))
     }
@@ -142,6 +145,14 @@ impl Cuda {
         Gpu { multiprocessors, capability }
     }
 
+    /// Whether a selective scan of inputs stored so takes its decay from the hardware's `ex2.approx`, whose error is up to 2⁻²² of the result: 16-bit storage,
+    /// and f32 with real A under Euler's rule. There f32 is held to 2e-6 + 2⁻²²·n_eff of the largest value (gradients to twice that) in place of
+    /// 2e-6 + 2⁻²⁴·n_eff. [`Carry::Compensated`] has the accurate exponential, as has the step ([`crate::selective::SelectiveScan::selective_state_update`]) in f32.
+    pub fn approximates_decay(input: Dtype, complex: bool, options: SelectiveOptions) -> bool {
+        let single = input == Dtype::F32 && !complex && options.rule == Rule::Euler;
+        options.carry == Carry::Plain && (single || matches!(input, Dtype::F16 | Dtype::Bf16))
+    }
+
     /// The rule's reason, or that of whoever made this engine.
     pub(crate) fn settle(&self, reason: Reason) -> Reason {
         reason.or_asked(self.regime)
@@ -157,14 +168,18 @@ impl Cuda {
         self.driver.synchronize()
     }
 
-    /// Time on the device that `work` takes.
+    /// Time on the device that `work` takes, with what other threads ask of this engine meanwhile. `work` may record graphs.
+    ///
+    /// # Errors
+    /// What `work` or the driver says; [`Error::Unavailable`] where the driver is older than CUDA 12.8.
     pub fn time(&self, mut work: impl FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
         self.driver.time(&mut work)
     }
 
-    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or to end; waits for the device.
-    pub fn profile(&self, on: bool) -> Result<(), Error> {
-        self.driver.profile(on)
+    /// Tells a profiler that waits for it (`nsys profile -c cudaProfilerApi`, `ncu --profile-from-start off`) to begin, or with None to end; waits for the
+    /// device. An NVTX range of this name is opened and closed where libnvToolsExt is found.
+    pub fn profile(&self, range: Option<&str>) -> Result<(), Error> {
+        self.driver.profile(range)
     }
 
     /// A buffer of `len` arbitrary elements.
@@ -177,28 +192,45 @@ impl Cuda {
         DeviceBuffer::from_slice(&self.driver, data)
     }
 
-    /// A view of a cudarc slice or of a view of one; the engine's stream must be the slice's, or ordered after it by the caller.
+    /// A view of a cudarc slice or of a view of one, which must belong to this engine's stream: it is freed there, in order, after what the engine does with
+    /// it. The view does not hold cudarc's guard. So a caller who gives the slice to another stream afterwards must order that stream after this one. It may
+    /// wait for an event of the slice, so take views before a [`Cuda::capture`].
+    ///
+    /// # Errors
+    /// [`Error::Value`] where the slice is of another context or stream.
     pub fn view<'a, T: Pod, const R: usize>(
         &self,
         slice: &'a impl DevicePtr<T>,
-        stream: &CudaStream,
         dims: [usize; R],
         strides: [isize; R],
-    ) -> View<'a, T, R, Device> {
-        let (address, _guard) = slice.device_ptr(stream);
-        View::at_address(address as usize, slice.len(), 0, dims, strides)
+    ) -> Result<View<'a, T, R, Device>, Error> {
+        self.check_stream(slice.stream())?;
+        let (address, _guard) = slice.device_ptr(slice.stream());
+        Ok(View::at_address(address as usize, slice.len(), 0, dims, strides))
     }
 
     /// As [`Cuda::view`], of one that is written.
+    ///
+    /// # Errors
+    /// As there.
     pub fn view_mut<'a, T: Pod, const R: usize>(
         &self,
         slice: &'a mut impl DevicePtrMut<T>,
-        stream: &CudaStream,
         dims: [usize; R],
         strides: [isize; R],
-    ) -> ViewMut<'a, T, R, Device> {
-        let len = slice.len();
-        let (address, _guard) = slice.device_ptr_mut(stream);
-        ViewMut::at_address(address as usize, len, 0, dims, strides)
+    ) -> Result<ViewMut<'a, T, R, Device>, Error> {
+        let (len, stream) = (slice.len(), slice.stream().clone());
+        self.check_stream(&stream)?;
+        let (address, _guard) = slice.device_ptr_mut(&stream);
+        Ok(ViewMut::at_address(address as usize, len, 0, dims, strides))
+    }
+
+    /// Whether a stream is the engine's own.
+    fn check_stream(&self, stream: &CudaStream) -> Result<(), Error> {
+        let given = (stream.context().cu_ctx() as u64, stream.cu_stream() as u64);
+        if self.driver.handles() == Some(given) {
+            return Ok(());
+        }
+        Err(Error::Value { operand: "slice", why: "it belongs to another context or stream than the engine".into() })
     }
 }

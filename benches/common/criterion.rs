@@ -142,10 +142,11 @@ impl Bench {
         use super::time::OnGpu;
         let (Some(gpu), profile) = (self.gpu.clone(), self.profile) else { return };
         let (work, id) = (F::work(shape), format!("cuda/{}/{shape}{}", types::<F>(), F::SUFFIX));
+        let range = id.clone();
         let make = || {
             checked::<F, _>(&gpu, &gpu, &Cpu::new(), shape)?;
             let mut made = OnGpu::<F>::new(&gpu, shape).map_err(|e| e.to_string())?;
-            made.profile = profile;
+            made.profile = profile.then(|| format!("{}/{range}", F::OP));
             Ok(Box::new(made) as Box<dyn Timed>)
         };
         self.case(F::OP, &id, work, make, || gpu_floor::<F>(&work, &gpu.ceilings(256 << 20, 256).expect("the ceilings are measured")));

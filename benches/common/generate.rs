@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use selective_scan::block::HostEngine;
 use selective_scan::error::Error;
-use selective_scan::model::{Generation, Kind, MambaLm, ModelConfig, Parameters, Sampling, generate};
+use selective_scan::model::{Generation, Kind, MambaLm, ModelConfig, Packing, Parameters, Sampling, generate};
 use selective_scan::par::Par;
 
 use super::operator::Work;
@@ -22,6 +22,8 @@ pub struct Plan {
     pub batch: usize,
     pub prompt: usize,
     pub tokens: usize,
+    /// How the host's decoder keeps weights.
+    pub packing: Packing,
 }
 
 /// Seconds of reading the prompts and of a step, each for the whole batch.
@@ -77,9 +79,10 @@ impl Plan {
         let (rows, tokens) = (self.batch as f64, (self.batch * seqlen) as f64);
         let (states, products) = (tokens * (config.num_hidden_layers * d * n) as f64, tokens * blocks + rows * head);
         let carried = if seqlen == 1 { 8.0 * states } else { 0.0 };
+        let weight = if seqlen == 1 && self.packing == Packing::Bf16 { 2.0 } else { 4.0 };
         Work {
             elements: tokens,
-            bytes: 4.0 * (blocks + head) + carried,
+            bytes: weight * (blocks + head) + carried,
             fp32: products + 4.0 * states,
             exponentials: states,
             multiply_adds: products + 9.0 * states,
@@ -88,7 +91,7 @@ impl Plan {
 
     /// On the host.
     pub fn host<E: HostEngine>(&self, engine: E, par: Par, config: &ModelConfig, parameters: &Parameters<f32>) -> Result<Taken, Error> {
-        let model = MambaLm::new(config.clone(), engine, par)?;
+        let model = MambaLm::new(config.clone(), engine, par)?.with_packing(self.packing);
         let prompts = self.prompts(config);
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let sampling = Sampling { temperature: 0.0, top_k: None, top_p: None };

@@ -111,8 +111,8 @@ pub struct OnGpu<'a, F: Family> {
     sets: Vec<F::On<Cuda>>,
     scratch: Option<DeviceBuffer<u8>>,
     next: usize,
-    /// Whether a profiler that waits for it is to see what is timed.
-    pub profile: bool,
+    /// The range under which a profiler that waits for it is to see what is timed.
+    pub profile: Option<String>,
 }
 
 #[cfg(feature = "cuda")]
@@ -120,7 +120,7 @@ impl<'a, F: Family> OnGpu<'a, F> {
     pub fn new(gpu: &'a Cuda, shape: Shape) -> Result<Self, Error> {
         let count = ((ROTATED / F::work(shape).bytes) as usize + 1).min(SETS);
         let sets = (0..count).map(|_| F::On::<Cuda>::new(gpu, shape)).collect::<Result<_, _>>()?;
-        let mut all = OnGpu { gpu, sets, scratch: None, next: 0, profile: false };
+        let mut all = OnGpu { gpu, sets, scratch: None, next: 0, profile: None };
         all.round()?;
         Ok(all)
     }
@@ -136,8 +136,8 @@ impl<'a, F: Family> OnGpu<'a, F> {
 impl<F: Family> Timed for OnGpu<'_, F> {
     fn time(&mut self, calls: u64) -> Result<Duration, Error> {
         let OnGpu { gpu, sets, scratch, next, profile } = self;
-        if *profile {
-            gpu.profile(true)?;
+        if let Some(range) = profile {
+            gpu.profile(Some(range))?;
         }
         let time = gpu.time(|| {
             for _ in 0..calls {
@@ -146,8 +146,8 @@ impl<F: Family> Timed for OnGpu<'_, F> {
             }
             Ok(())
         });
-        if *profile {
-            gpu.profile(false)?;
+        if profile.is_some() {
+            gpu.profile(None)?;
         }
         time
     }

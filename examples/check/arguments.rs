@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::harness::engines::engines;
+use crate::kinds::without_gpu;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -12,7 +13,7 @@ Runs reference cases on every engine of this machine, in every storage type, and
 
 A directory stands for the cases in it; one in the Hugging Face layout with expected.safetensors beside is itself a case, run in
 f64 and f32. Each case runs forward and backward, in every memory layout, packed and with padding, in two calls, and as a prefill
-followed by decode steps; a model also generates greedily.
+followed by decode steps; a model also generates greedily, and on the engine cuda once more with its parameters on the device.
 
     --engine NAME   only this engine
     --isa NAME      only this instruction set
@@ -58,7 +59,9 @@ impl Arguments {
         let here = engines();
         if !here.iter().any(|e| arguments.wants(e.name, e.isa)) {
             let have: Vec<String> = here.iter().map(|e| format!("{}/{}", e.name, e.isa)).collect();
-            return Err(format!("no such engine here; this machine has {}", have.join(", ")));
+            let why =
+                without_gpu().filter(|_| arguments.engine.as_deref() == Some("cuda")).map_or(String::new(), |why| format!(" ({why})"));
+            return Err(format!("no such engine here{why}; this machine has {}", have.join(", ")));
         }
         Ok(Asked::Run(arguments))
     }

@@ -12,13 +12,22 @@ pub fn generate(_: &Options, _: &Machine) -> Result<Vec<Line>, String> {
 #[cfg(feature = "model")]
 pub fn generate(o: &Options, machine: &Machine) -> Result<Vec<Line>, String> {
     use selective_scan::cpu::Cpu;
+    use selective_scan::model::Packing;
 
     use crate::bench::ceilings::host_floor;
     use crate::bench::generate::Plan;
     use crate::bench::time::Threads;
     use crate::operators::kernels;
 
-    let plan = Plan { model: o.model.clone(), batch: o.shape.batch, prompt: o.shape.seqlen, tokens: o.tokens };
+    let packing = match (o.weight.as_str(), o.engine.as_str()) {
+        ("f32", _) => Packing::Exact,
+        ("bf16", "cpu") => Packing::Bf16,
+        (other, engine) => return Err(format!("models on the engine {engine} have no weights in {other}")),
+    };
+    if o.input != "f32" {
+        return Err(format!("models are timed in f32, not in {}; --weight bf16 rounds the weights of a decoder on the host", o.input));
+    }
+    let plan = Plan { model: o.model.clone(), batch: o.shape.batch, prompt: o.shape.seqlen, tokens: o.tokens, packing };
     let config = plan.config()?;
     let works = [plan.work(&config, plan.prompt), plan.work(&config, 1)];
     if o.engine == "cuda" {
@@ -51,7 +60,8 @@ fn line(
         engine: o.engine.clone(),
         isa: isa.into(),
         input: "f32".into(),
-        weight: "f32".into(),
+        // Prompts are read with the weights as they are.
+        weight: if which == 0 { "f32".into() } else { o.weight.clone() },
         shape: plan.shape(),
         threads,
         seconds,

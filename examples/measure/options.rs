@@ -39,7 +39,7 @@ Times one operator of this library on this machine, after checking its results a
                      for generate 130m_b1_l512: a model of 130m 370m 790m 1.4b 2.8b, rows, tokens of a prompt
     --layout NAME    bld (default: channels are neighbours in memory) or bdl
     --type NAME      of inputs: f32 (default), f64, f16, bf16; for linear_scan also c32
-    --weight NAME    of A: as inputs are computed in by default; c32 beside f32
+    --weight NAME    of A: as inputs are computed in by default; c32 beside f32; for generate on the engine cpu also bf16, of a decoder's products
     --state NAME     of states of a step: as the weight by default; bf16 beside f32 and bf16, f16 beside f16
     --threads N      of the engine cpu, 1 by default; blelloch's too
     --regime NAME    walk or split: how scans on a GPU are spread; as the engine chooses by default

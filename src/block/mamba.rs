@@ -27,6 +27,7 @@ use crate::ops::Rule;
 use crate::selective::{Carry, SelectiveOptions, SelectiveProblem};
 use crate::sequences::Sequences;
 use crate::view::{Host, Memory, View, ViewMut};
+use crate::workspace::bytes_of;
 
 mod backward;
 mod check;
@@ -221,12 +222,17 @@ pub struct MambaProblem {
 
 impl MambaProblem {
     pub(crate) fn rows(&self) -> usize {
-        self.batch * self.seqlen
+        self.batch.saturating_mul(self.seqlen)
     }
 
     /// Columns of [δ | B | C].
     fn dbl(&self) -> usize {
-        self.rank + 2 * self.dstate
+        self.rank.saturating_add(self.dstate.saturating_mul(2))
+    }
+
+    /// Bytes of A, which is made of its logarithm.
+    fn decay_bytes<I: Input>(&self) -> usize {
+        bytes_of::<I::Accum>(self.inner.saturating_mul(self.dstate))
     }
 
     fn linear(&self, inputs: usize, outputs: usize) -> LinearProblem {
@@ -236,7 +242,7 @@ impl MambaProblem {
     /// The four products, in the order of the block.
     fn products(&self) -> [LinearProblem; 4] {
         [
-            self.linear(self.hidden, 2 * self.inner),
+            self.linear(self.hidden, self.inner.saturating_mul(2)),
             self.linear(self.inner, self.dbl()),
             self.linear(self.rank, self.inner),
             self.linear(self.inner, self.hidden),

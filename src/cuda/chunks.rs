@@ -151,14 +151,15 @@ pub(super) fn closer<const S: usize>(of: &Strided<S>, i: usize, j: usize) -> boo
     of[i] != 0 && of[i].unsigned_abs() < of[j].unsigned_abs()
 }
 
-/// Runs of channels that share their groups of B and of C: the least common multiple of the numbers of groups.
+/// Runs of channels that share their groups of B and of C: the least common multiple of the numbers of groups, at least one.
 pub(super) fn runs(problem: &SelectiveProblem) -> usize {
     let (b, c) = (problem.groups_b.unwrap_or(1), problem.groups_c.unwrap_or(1));
     let (mut x, mut y) = (b, c);
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    b / x * c
+    // A problem that no call has checked may have no groups.
+    (b / x.max(1)).saturating_mul(c).max(1)
 }
 
 fn coefficient<I: Input, W: Weight<Real = I::Accum>>(of: &Coefficient<'_, I, W, 4, Device>) -> Strided<5> {
@@ -180,14 +181,19 @@ pub(super) fn small(size: usize, what: &str) -> Result<u32, Error> {
 pub(super) fn slots<I: Input, W: Weight<Real = I::Accum>>(inputs: &SelectiveInputs<'_, I, W, Device>, problem: &SelectiveProblem) -> usize {
     match inputs.sequences {
         Sequences::Rows => problem.batch.saturating_mul(problem.seqlen.div_ceil(CHUNK)),
-        Sequences::CuSeqlens(_) => problem.seqlen / CHUNK + problem.states + 1,
+        Sequences::CuSeqlens(_) => packed_slots(problem),
         Sequences::SeqIdx(_) => 0,
     }
 }
 
+/// Slots of packed sequences.
+fn packed_slots(problem: &SelectiveProblem) -> usize {
+    (problem.seqlen / CHUNK).saturating_add(problem.states).saturating_add(1)
+}
+
 /// As many slots as any kind of sequences may want.
 pub(super) fn most_slots(problem: &SelectiveProblem) -> usize {
-    let packed = if problem.batch == 1 { problem.seqlen / CHUNK + problem.states + 1 } else { 0 };
+    let packed = if problem.batch == 1 { packed_slots(problem) } else { 0 };
     problem.batch.saturating_mul(problem.seqlen.div_ceil(CHUNK)).max(packed)
 }
 
@@ -267,7 +273,7 @@ pub(super) fn scan_params<I: Input, W: Weight<Real = I::Accum>>(
 pub(super) fn split_units(problem: &SelectiveProblem, params: &ScanParams) -> usize {
     let packed = params.flags & flag::CU_SEQLENS != 0;
     let chunks = problem.seqlen.div_ceil(CHUNK);
-    let units = if packed { problem.seqlen / CHUNK + problem.states + 1 } else { problem.batch.saturating_mul(chunks) };
+    let units = if packed { packed_slots(problem) } else { problem.batch.saturating_mul(chunks) };
     if problem.seqlen == 0 || problem.states == 0 { 0 } else { units }
 }
 

@@ -75,9 +75,9 @@ pub trait Driver: Send + Sync {
     /// Time on the device that `work` takes on this stream.
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error>;
 
-    /// Tells profilers that wait for it to begin or to end, after what was asked for so far.
-    fn profile(&self, on: bool) -> Result<(), Error> {
-        let _ = on;
+    /// Tells profilers that wait for it to begin a range of this name, or to end it, after what was asked for so far.
+    fn profile(&self, range: Option<&str>) -> Result<(), Error> {
+        let _ = range;
         Ok(())
     }
 
@@ -107,7 +107,7 @@ pub trait Driver: Send + Sync {
     /// `bytes` bytes from `address` are an allocation's, and nobody else uses them meanwhile.
     unsafe fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<(), Error>;
 
-    /// Copies to the device. The host's bytes may be reused on return.
+    /// Copies to the device. The host's bytes may be reused on return, so it is an error while recording.
     ///
     /// # Safety
     /// As for `fill`.
@@ -221,13 +221,19 @@ impl Driver for Gated {
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
-        let _call = self.call();
-        self.driver.time(work)
+        // Both marks are calls of their own. What `work` asks gates itself: it may record, which waits for every call that is under way.
+        let mut call = Some(self.call());
+        self.driver.time(&mut || {
+            call = None;
+            let done = work();
+            call = Some(self.call());
+            done
+        })
     }
 
-    fn profile(&self, on: bool) -> Result<(), Error> {
+    fn profile(&self, range: Option<&str>) -> Result<(), Error> {
         let _call = self.call();
-        self.driver.profile(on)
+        self.driver.profile(range)
     }
 
     fn launches(&self, work: &mut dyn FnMut() -> Result<bool, Error>) -> Result<bool, Error> {

@@ -1,4 +1,4 @@
-//! Kernels by name, loaded once a context, and their launches.
+//! Kernels by name, loaded once an engine (and its clones), and their launches.
 
 use super::Cuda;
 use super::driver::{Function, Launch};
@@ -26,7 +26,7 @@ pub trait Kernel: Sized {
     /// The expanded PTX.
     fn expand(&self) -> String {
         let vars = self.vars();
-        let vars = Self::Params::OFFSETS.iter().fold(vars, |vars, (name, offset)| vars.int(&format!(".{name}"), *offset));
+        let vars = Self::Params::FIELDS.iter().fold(vars, |vars, field| vars.int(&format!(".{}", field.name), field.offset));
         Self::TEMPLATE.expand(&vars.int(".size", size_of::<Self::Params>()).text("entry", self.entry()))
     }
 }
@@ -53,7 +53,7 @@ impl Grid {
 }
 
 impl Cuda {
-    /// The variant, compiled at its first use in this context.
+    /// The variant, compiled at its first use by this engine or a clone.
     pub(crate) fn kernel<K: Kernel>(&self, kernel: &K) -> Result<Function, Error> {
         let entry = kernel.entry();
         let mut kernels = self.kernels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -182,7 +182,7 @@ impl Linear for Cuda {
     fn linear_fwd_workspace<I: Input>(&self, problem: LinearProblem) -> usize {
         match if problem.is_fine(I::DTYPE) { 0 } else { self.library_bytes() } {
             0 => 0,
-            bytes => bytes_of::<u8>(bytes) + ALIGN,
+            bytes => bytes_of::<u8>(bytes).saturating_add(ALIGN),
         }
     }
 
@@ -192,7 +192,7 @@ impl Linear for Cuda {
     }
 
     fn linear_bwd_workspace<I: Input>(&self, problem: LinearProblem) -> usize {
-        parts_bytes(problem).max(bytes_of::<u8>(self.library_bytes())) + ALIGN
+        parts_bytes(problem).max(bytes_of::<u8>(self.library_bytes())).saturating_add(ALIGN)
     }
 
     fn linear_bwd<I: Input>(&self, args: LinearBwd<'_, I, Device>, ws: &mut Workspace<'_, Device>) -> Result<(), Error> {

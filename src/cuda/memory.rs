@@ -10,7 +10,7 @@ use crate::buffer::Workspace;
 use crate::error::Error;
 use crate::view::{Device, View, ViewMut, contiguous};
 
-/// Owned elements on the device. New ones are arbitrary.
+/// Owned elements on the device, written and read on the stream of the engine that made it. New ones are arbitrary.
 pub struct DeviceBuffer<T> {
     driver: Arc<dyn Driver>,
     address: u64,

@@ -16,6 +16,12 @@ const LOG: usize = 8192;
 /// The oldest cards that kernels are written for.
 const OLDEST: (u32, u32) = (8, 0);
 
+/// The oldest driver that compiles what kernels are written in, PTX 8.0.
+const OLDEST_DRIVER: u32 = 12000;
+
+/// The oldest driver with the function that times are read by.
+const OLDEST_TIMING: u32 = 12080;
+
 /// Shared memory that every kernel may have without asking.
 const SHARED: u32 = 48 << 10;
 
@@ -43,12 +49,32 @@ pub(super) fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
+/// An error where a driver is older than what wants it.
+fn check_driver(has: u32, wants: u32, what: &str) -> Result<(), Error> {
+    let name = |version: u32| format!("{}.{}", version / 1000, version % 1000 / 10);
+    if has >= wants {
+        return Ok(());
+    }
+    Err(Error::Unavailable { what: format!("{what}: it wants a driver for CUDA {} or newer, this one is for {}", name(wants), name(has)) })
+}
+
+/// The driver's version, which suffices for the kernels.
+fn driver_version() -> Result<u32, Error> {
+    let mut version = 0;
+    // SAFETY: it writes one number to the place that it is given.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| fault("asking the driver's version", e))?;
+    let version = u32::try_from(version).unwrap_or(0);
+    check_driver(version, OLDEST_DRIVER, "the GPU engine")?;
+    Ok(version)
+}
+
 /// How many cards there are.
 pub(super) fn count() -> Result<usize, Error> {
     if !present() {
         return Err(Error::Unavailable { what: "an NVIDIA driver: libcuda was not found".into() });
     }
     result::init().map_err(|e| Error::Unavailable { what: format!("an NVIDIA driver that works: {e}") })?;
+    driver_version()?;
     let count = CudaContext::device_count().map_err(|e| fault("counting devices", e))?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
@@ -63,19 +89,16 @@ pub(super) fn open(ordinal: usize) -> Result<Arc<CudaStream>, Error> {
     context.new_stream().map_err(|e| fault("making a stream", e))
 }
 
-fn properties(context: &CudaContext) -> Result<Properties, DriverError> {
+fn properties(context: &CudaContext, driver: u32) -> Result<Properties, DriverError> {
     use sys::CUdevice_attribute_enum::{CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT};
     let (major, minor) = context.compute_capability()?;
-    let mut driver = 0;
-    // SAFETY: it writes one number to the place that it is given.
-    unsafe { sys::cuDriverGetVersion(&mut driver) }.result()?;
     Ok(Properties {
         name: context.name()?,
         capability: (major as u32, minor as u32),
         multiprocessors: context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
         memory: context.total_mem()?,
         shared: context.attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
-        driver: driver as u32,
+        driver,
     })
 }
 
@@ -83,12 +106,18 @@ impl Context {
     pub fn new(stream: Arc<CudaStream>) -> Result<Self, Error> {
         let context = stream.context();
         context.bind_to_thread().map_err(|e| fault("using a context", e))?;
-        let properties = properties(context).map_err(|e| fault("asking a device what it is", e))?;
+        let properties = properties(context, driver_version()?).map_err(|e| fault("asking a device what it is", e))?;
         if properties.capability < OLDEST {
             let (name, (major, minor)) = (&properties.name, properties.capability);
             return Err(Error::Unavailable { what: format!("a GPU of compute capability 8.0 or newer: {name} has {major}.{minor}") });
         }
         Ok(Context { stream, properties, modules: Mutex::default(), graphs: Mutex::default() })
+    }
+
+    /// Whether the stream is recording.
+    fn records(&self) -> Result<bool, Error> {
+        let status = self.stream.capture_status().map_err(|e| fault("asking whether a stream records", e))?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
     fn bind(&self) -> Result<sys::CUstream, Error> {
@@ -108,6 +137,15 @@ impl Drop for Context {
             let _ = unsafe { result::module::unload(module) };
         }
     }
+}
+
+/// Whether the driver knows nothing of this memory of the host: a copy from it is staged. What it has locked or manages itself is read later.
+fn is_pageable(host: &[u8]) -> bool {
+    let mut kind = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+    let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    // SAFETY: it writes one value of this attribute's type to the place that it is given, and does not read at the address it is asked about.
+    let known = unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, host.as_ptr() as u64) };
+    known == sys::cudaError_enum::CUDA_ERROR_INVALID_VALUE
 }
 
 /// Compiles PTX in the current context.
@@ -195,6 +233,8 @@ impl Driver for Context {
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<(), Error>) -> Result<Duration, Error> {
+        // An older driver lacks the function, and looking for it would panic.
+        check_driver(self.properties.driver, OLDEST_TIMING, "a time on the device")?;
         self.bind()?;
         let event = || self.stream.context().new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(|e| fault("making an event", e));
         let (start, end) = (event()?, event()?);
@@ -205,9 +245,20 @@ impl Driver for Context {
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 
-    fn profile(&self, on: bool) -> Result<(), Error> {
+    fn profile(&self, range: Option<&str>) -> Result<(), Error> {
         self.synchronize()?;
-        let told = if on { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
+        // SAFETY: it only looks whether the library can be loaded, without which the calls below would panic.
+        let nvtx = unsafe { cudarc::nvtx::sys::is_culib_present() };
+        let name = std::ffi::CString::new(range.unwrap_or_default()).map_err(|e| Error::Driver { why: format!("naming a range: {e}") })?;
+        if nvtx {
+            match range {
+                // SAFETY: the name ends in 0 and is read before the call returns.
+                Some(_) => unsafe { cudarc::nvtx::sys::nvtxRangePushA(name.as_ptr()) },
+                // SAFETY: it has no arguments; without a range that is open it does nothing.
+                None => unsafe { cudarc::nvtx::sys::nvtxRangePop() },
+            };
+        }
+        let told = if range.is_some() { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
         told.map_err(|e| fault("telling the profiler", e))
     }
 
@@ -250,8 +301,13 @@ impl Driver for Context {
             return Ok(());
         }
         let stream = self.bind()?;
-        // SAFETY: the caller's promise; pageable memory is staged before the call returns.
-        unsafe { result::memcpy_htod_async(to, from, stream) }.map_err(|e| fault("copying to the device", e))
+        if self.records()? {
+            // The graph would read the host's memory when it is replayed.
+            return Err(Error::Driver { why: "the host's memory was read while recording".into() });
+        }
+        // SAFETY: the caller's promise; pageable memory is staged before the call returns, and any other is waited for while `from` is borrowed.
+        unsafe { result::memcpy_htod_async(to, from, stream) }.map_err(|e| fault("copying to the device", e))?;
+        if is_pageable(from) { Ok(()) } else { self.synchronize() }
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), Error> {
@@ -271,5 +327,18 @@ impl Driver for Context {
         let stream = self.bind()?;
         // SAFETY: the caller's promise.
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }.map_err(|e| fault("copying on the device", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_is_too_old_says_so() {
+        assert_eq!(check_driver(12000, OLDEST_DRIVER, "it"), Ok(()));
+        assert_eq!(check_driver(13020, OLDEST_DRIVER, "it"), Ok(()));
+        let why = check_driver(11080, OLDEST_DRIVER, "the GPU engine").expect_err("it is older").to_string();
+        assert_eq!(why, "unavailable: the GPU engine: it wants a driver for CUDA 12.0 or newer, this one is for 11.8");
     }
 }

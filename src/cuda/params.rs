@@ -4,10 +4,23 @@ use super::expression::Vars;
 use crate::element::Dtype;
 use crate::view::{Device, View, ViewMut};
 
+/// A field of a block: a number, or an array of numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// Its name, by which templates know its offset.
+    pub name: &'static str,
+    /// Bytes before it.
+    pub offset: usize,
+    /// Bytes of the whole field.
+    pub size: usize,
+    /// Bytes of one number.
+    pub width: usize,
+}
+
 /// A block of parameters.
 pub trait Params: bytemuck::Pod {
-    /// Offset of every field by name.
-    const OFFSETS: &'static [(&'static str, usize)];
+    /// Every field.
+    const FIELDS: &'static [Field];
 }
 
 /// Declares a block: `params! { /// Docs. pub struct Name { field: type, … } }`. Padding is refused by the derive of `Pod`.
@@ -19,7 +32,12 @@ macro_rules! params {
         #[allow(missing_docs, non_snake_case)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)+ }
         impl $crate::cuda::params::Params for $name {
-            const OFFSETS: &'static [(&'static str, usize)] = &[$((stringify!($field), core::mem::offset_of!($name, $field)),)+];
+            const FIELDS: &'static [$crate::cuda::params::Field] = &[$($crate::cuda::params::Field {
+                name: stringify!($field),
+                offset: core::mem::offset_of!($name, $field),
+                size: core::mem::size_of::<$type>(),
+                width: core::mem::align_of::<$type>(),
+            },)+];
         }
     };
 }

@@ -14,6 +14,7 @@
 
 #![allow(non_snake_case)]
 
+use super::chunks::runs;
 use super::params::{Strided, optional, optional_mut, strided, strided_mut};
 use super::{Cuda, Regime, launch::Grid};
 use crate::buffer::Workspace;
@@ -55,29 +56,20 @@ struct Shape {
     blocks: usize,
 }
 
-/// The least common multiple of two counts.
-fn common(a: usize, b: usize) -> usize {
-    let (mut x, mut y) = (a, b);
-    while y != 0 {
-        (x, y) = (y, x % y);
-    }
-    a / x * b
-}
-
 impl Shape {
     fn new<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, problem: &SelectiveProblem) -> Self {
         let SelectiveProblem { batch, dim, dstate, groups_b, groups_c, options, .. } = *problem;
         let wide = options.carry == Carry::Compensated && I::DTYPE != Dtype::F64;
         let types = Types { storage: I::DTYPE, complex: W::COMPLEX, wide };
         let fast = !W::COMPLEX && !wide && options.rule == Rule::Euler && groups_b.is_some() && groups_c.is_some();
-        let cells = common(groups_b.unwrap_or(1), groups_c.unwrap_or(1)).max(1);
+        let cells = runs(problem);
         let cell = dim / cells;
         let tiles = fast && types.arith() == 4 && dstate <= Tiles::STATES;
         let channels = if tiles { Tiles::CHANNELS } else { Walk::new(types, fast, dstate, false).channels() };
         let per_cell = cell.div_ceil(channels);
-        let blocks = cells * per_cell;
+        let blocks = cells.saturating_mul(per_cell);
         // Two blocks a multiprocessor take rows in full, or as good as.
-        let many = batch * blocks * 10 >= engine.properties().multiprocessors as usize * 2 * 9;
+        let many = batch.saturating_mul(blocks).saturating_mul(10) >= engine.properties().multiprocessors as usize * 2 * 9;
         let walk = tiles && engine.regime.map_or(many, |regime| regime == Regime::Walk);
         Shape { problem: *problem, types, fast, tiles, walk, cell, per_cell, blocks }
     }
@@ -97,11 +89,11 @@ impl Shape {
         let SelectiveProblem { batch, seqlen, states, .. } = self.problem;
         let row = seqlen.div_ceil(CHUNK);
         match kind {
-            Some(0) => batch * row,
+            Some(0) => batch.saturating_mul(row),
             Some(1) if states == 0 => 0,
-            Some(1) => seqlen / CHUNK + states,
+            Some(1) => (seqlen / CHUNK).saturating_add(states),
             // Two neighbouring items of a row hold more than 128 steps together.
-            Some(_) => batch * (2 * row + 1),
+            Some(_) => batch.saturating_mul(2 * row + 1),
             None => (0..3).map(|kind| self.items(Some(kind))).max().unwrap_or(0),
         }
     }
@@ -345,7 +337,7 @@ impl<'e> Run<'e> {
             kind: self.kind,
             initial: flag(initial),
         };
-        let threads = if self.kind == 2 { batch * 32 } else { self.items.max(states) };
+        let threads = if self.kind == 2 { batch.saturating_mul(32) } else { self.items.max(states) };
         self.engine.run(&Plan, Grid::new(threads.div_ceil(128), 128), &params)
     }
 
@@ -507,7 +499,7 @@ impl<'e> Run<'e> {
             decay: if self.shape.tiles { self.room.decay } else { self.room.prod },
             known: known as i64,
         };
-        let grid = Grid::new((states * dim * dstate).div_ceil(128), 128);
+        let grid = Grid::new(states.saturating_mul(dim).saturating_mul(dstate).div_ceil(128), 128);
         self.engine.run(&kernels::Carry(self.shape.types.weights_only()), grid, &params)
     }
 

@@ -248,7 +248,7 @@ impl Kernel for Carries {
 
 /// Below so many threads a multiprocessor that walk, time is split: not quite six warps, 24 · 1024 threads on a card of 132.
 const WALKERS: usize = 186;
-/// The same for the tiles of N = 16, which walk 6144 channels faster than they split them: 10 · 1024 on such a card.
+/// The same for the tiles of N up to 16, which walk 6144 channels faster than they split them: 10 · 1024 on such a card.
 const FEW: usize = 78;
 /// Sequences up to this length are walked in any case.
 const SHORT: usize = 2 * CHUNK;
@@ -261,8 +261,10 @@ fn reason(scan: &Scan, problem: &SelectiveProblem, listed: bool, gpu: &Gpu) -> R
     if scan.groups(problem.dstate) > 1 {
         return Reason::States;
     }
-    let walkers = problem.states.saturating_mul(problem.dim).saturating_mul(1 << scan.log_lanes(problem.dstate));
-    let enough = if scan.n == 16 && Tile::of(scan, problem, listed).is_some() { FEW } else { WALKERS };
+    let tile = Tile::of(scan, problem, listed);
+    let log = tile.map_or_else(|| scan.log_lanes(problem.dstate), Tile::log_walkers);
+    let walkers = problem.states.saturating_mul(problem.dim).saturating_mul(1 << log);
+    let enough = if tile.is_some_and(Tile::least) { FEW } else { WALKERS };
     Reason::of(walkers, enough * gpu.multiprocessors as usize, problem.seqlen, SHORT)
 }
 
@@ -321,8 +323,8 @@ impl Cuda {
         ws: &mut Workspace<'_, Device>,
     ) -> Result<(), Error> {
         let problem = args.check()?;
-        let log = every.trailing_zeros();
-        let (rows, packed) = (problem.seqlen.div_ceil(1 << log), problem.seqlen / (1 << log) + problem.states + 1);
+        let log = every.trailing_zeros().min(CHUNK.ilog2());
+        let (rows, packed) = (problem.seqlen.div_ceil(1 << log), (problem.seqlen >> log).saturating_add(problem.states).saturating_add(1));
         let slots = match args.inputs.sequences {
             Sequences::Rows => problem.batch.saturating_mul(rows),
             _ => packed,
@@ -363,7 +365,7 @@ fn run<I: Input, W: Weight<Real = I::Accum>>(
     if closer(&params.out, 2, 3) {
         params.flags |= flag::OUT_TIME;
     }
-    params.whole = tile::whole(&params, I::DTYPE);
+    params.whole = tile::whole(&params, I::DTYPE, tile);
     if let Some(Saved { address, row, log }) = saved {
         (params.saved, params.saved_row, params.saved_log) = (address, row as i64, log);
     }

@@ -178,6 +178,7 @@ snippets! {
     "selective_tile_rows"
     "selective_tile_save"
     "selective_tile_saves"
+    "selective_tile_shift"
     "selective_tile_slot"
     "selective_tile_stage"
     "selective_tile_states"

@@ -2,6 +2,8 @@
 
 use super::launch::Kernel;
 use super::linear;
+pub use super::params::Field;
+use super::params::Params;
 use super::selective_scan_bwd::kernels as bwd;
 use super::{adamw, argmax, cast, cross_entropy, elementwise, embedding, rms_norm, scan, sum};
 
@@ -14,10 +16,13 @@ pub struct Variant {
     pub entry: String,
     /// The expanded PTX.
     pub text: String,
+    /// Its parameters as the host lays them out.
+    pub fields: &'static [Field],
 }
 
 fn add<K: Kernel>(out: &mut Vec<Variant>) {
-    let variant = |kernel: K| Variant { template: K::TEMPLATE.name, entry: kernel.entry(), text: kernel.expand() };
+    let variant =
+        |kernel: K| Variant { template: K::TEMPLATE.name, entry: kernel.entry(), text: kernel.expand(), fields: K::Params::FIELDS };
     out.extend(K::shipped().into_iter().map(variant));
 }
 

@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use ptx_sim::{Memory, Module};
 use selective_scan::Error;
 use selective_scan::cuda::Cuda;
 use selective_scan::cuda::driver::{Driver, Function, GraphId, Launch, Properties};
+
+use super::skip::here;
 
 /// What the GPU's own allocations are aligned to.
 const ALIGN: usize = 256;
@@ -43,10 +46,10 @@ pub struct Interpreter {
 /// The GPU of this machine, or else the interpreter; and whether it is the interpreter, which checks every access.
 pub fn engine() -> (&'static Cuda, bool) {
     static ENGINE: OnceLock<(Cuda, bool)> = OnceLock::new();
-    let (engine, checked) = ENGINE.get_or_init(|| match Cuda::new(0) {
+    let (engine, checked) = ENGINE.get_or_init(|| match here(Cuda::new(0)) {
         Ok(engine) => (engine, false),
         Err(why) => {
-            println!("kernels run on the interpreter: {why}");
+            let _ = writeln!(std::io::stderr(), "kernels run on the interpreter: {why}");
             (Cuda::with_driver(Arc::new(Interpreter::new())), true)
         }
     });

@@ -11,7 +11,7 @@ use selective_scan::view::{View, ViewMut};
 
 use super::carried::Carried;
 use super::tensors::{assert_bits, assert_rounded, error, numbers, stored, wide};
-use super::{carried, engine, is_real};
+use super::{engine, is_real};
 
 /// How a matrix lies in memory: by rows, by columns, by columns with gaps, backwards with gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,11 +340,12 @@ fn the_way_of_products_is_said() {
 }
 
 /// The library, where there is one.
+#[cfg(feature = "cublaslt")]
 #[test]
 fn cublaslt_agrees() {
-    let on = match engine().clone().with_products(Products::CublasLt) {
+    let on = match super::skip::here(engine().clone().with_products(Products::CublasLt)) {
         Ok(engine) => carried_with(engine),
-        Err(why) => return println!("SKIPPED cublaslt_agrees: {why}"),
+        Err(why) => return super::skip::skipped("cublaslt_agrees", why),
     };
     let mut sizes = SIZES.to_vec();
     sizes.extend([[300, 256, 1024], [512, 768, 300], [20_000, 130, 140]]);
@@ -358,7 +359,7 @@ fn cublaslt_agrees() {
         assert_bits("a repeat", &forward::<bf16>(&on, &d, LAYOUTS[0]), &first);
         assert_bits("a repeat", &backward::<bf16>(&on, &d, LAYOUTS[0]).weight, &grads.weight);
     }
-    assert_eq!(carried().engine.products(), Products::CublasLt, "it is used where it is there");
+    assert_eq!(super::carried().engine.products(), Products::CublasLt, "it is used where it is there");
 }
 
 /// A product and its gradients run from a graph as they run by themselves.

@@ -25,6 +25,8 @@ mod selective_scan_fwd;
 mod selective_scan_saved;
 mod selective_state_update;
 mod shared;
+mod sizes;
+mod skip;
 mod tensor;
 #[path = "../it/tensors.rs"]
 #[allow(dead_code)]
@@ -50,7 +52,7 @@ pub fn is_real() -> bool {
 #[allow(dead_code)]
 pub fn real(test: &str) -> Option<&'static Cuda> {
     if !is_real() {
-        println!("SKIPPED {test}: there is no GPU");
+        skip::skipped(test, "there is no GPU");
     }
     is_real().then(engine)
 }

@@ -202,6 +202,8 @@ fn replayed_steps_are_launched_steps() {
         here.step(pair, &[0, 1]).expect("it runs");
     }
     assert_eq!(ahead.logits().expect("it can be read"), here.logits().expect("it can be read"));
+    // More than there is memory for.
+    assert!(matches!(ahead.greedy(usize::MAX), Err(Error::Driver { .. })));
 }
 
 #[test]

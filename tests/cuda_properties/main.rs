@@ -30,16 +30,26 @@ mod problems;
 mod scan_properties;
 #[path = "../it/selective_properties.rs"]
 mod selective_properties;
+#[path = "../cuda/skip.rs"]
+mod skip;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use harness::carried::Carried;
 use harness::engines::{Engine, Entry};
 
 /// The engine under test.
 fn engine_table() -> Vec<Entry> {
-    match harness::engines::gpu() {
+    match skip::here(harness::engines::gpu()) {
         Ok(engine) => vec![Entry::new("cuda", "ptx", Engine::Carried(Carried::new(engine, false)))],
         Err(why) => {
-            println!("SKIPPED on the GPU engine: {why}");
+            // A test asks for the engines more than once.
+            static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+            let test = std::thread::current().name().unwrap_or("a test").to_string();
+            if SAID.lock().is_ok_and(|mut said| said.insert(test.clone())) {
+                skip::skipped(&test, why);
+            }
             Vec::new()
         }
     }

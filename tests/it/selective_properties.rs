@@ -173,7 +173,7 @@ proptest! {
                     let largest = x.iter().chain(y).fold(0.0f64, |m, x| m.max(x.abs()));
                     let gap = want.iter().zip(data(&both, name_of)).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
                     let unit = if dtype == Dtype::F64 { 1e-13 } else { 4e-6 };
-                    prop_assert!(gap <= unit * (1.0 + problem.n_eff / 16.0) * largest, "{name_of} on {}: {gap:e}", name(&entry, dtype));
+                    prop_assert!(gap <= unit * (1.0 + problem.n_eff_on(&entry, dtype) / 16.0) * largest, "{name_of} on {}: {gap:e}", name(&entry, dtype));
                 }
             }
         }
@@ -232,7 +232,7 @@ proptest! {
                 let (from, to) = (group * dim / groups, (group + 1) * dim / groups);
                 let alone = forward(&entry, dtype, &channels(&problem, from, to));
                 let cut = channels(&Selective { u: named(&all, "out").array.clone(), ..problem.clone() }, from, to).u;
-                let found = compare(data(&alone, "out"), &cut.data, Bound::new(dtype, problem.n_eff, true));
+                let found = compare(data(&alone, "out"), &cut.data, Bound::new(dtype, problem.n_eff_on(&entry, dtype), true));
                 prop_assert!(found.used <= 1.0, "group {group} on {}: {found:?}", name(&entry, dtype));
             }
         }
@@ -313,7 +313,7 @@ fn the_gated_rnn() {
     }
     for (entry, dtype) in places() {
         let results = forward(&entry, dtype, &problem);
-        let found = compare(data(&results, "out"), &want, Bound::new(dtype, problem.n_eff, false));
+        let found = compare(data(&results, "out"), &want, Bound::new(dtype, problem.n_eff_on(&entry, dtype), false));
         assert!(found.used <= 1.0, "{}: {found:?}", name(&entry, dtype));
     }
     // And Δ' is what the identity says.
@@ -350,7 +350,7 @@ fn constant_parameters_are_a_convolution() {
         }
         for (entry, dtype) in places() {
             let results = forward(&entry, dtype, &problem);
-            let found = compare(data(&results, "out"), &want, Bound::new(dtype, problem.n_eff, false));
+            let found = compare(data(&results, "out"), &want, Bound::new(dtype, problem.n_eff_on(&entry, dtype), false));
             assert!(found.used <= 1.0, "{rule:?} {complex} {}: {found:?}", name(&entry, dtype));
         }
     }

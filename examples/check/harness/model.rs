@@ -8,8 +8,11 @@ use selective_scan::Error;
 use selective_scan::element::{Dtype, Real};
 use selective_scan::model::file::{self, FileDtype, Tensor};
 use selective_scan::model::{
-    Decoder, Generation, IGNORE, LmMemory, MambaLm, ModelConfig, Parameters, Sampling, expected as parameter_specs, generate, load,
+    Decode, Generation, IGNORE, LanguageModel, LmMemory, MambaLm, ModelConfig, Parameters, Sampling, expected as parameter_specs, generate,
+    load,
 };
+#[cfg(feature = "cuda")]
+use selective_scan::model::{GpuLm, GpuMemory, GpuParameters};
 use selective_scan::par::Par;
 
 use super::array::Array;
@@ -112,15 +115,19 @@ impl Model {
         self.ids.chunks(self.seqlen()).map(|row| &row[..count]).collect()
     }
 
+    /// The next token at each position, none at the last one of a row.
+    fn targets(&self) -> Vec<u32> {
+        let ids = &self.ids;
+        (0..ids.len()).map(|i| if (i + 1) % self.seqlen() == 0 { IGNORE } else { ids[i + 1] }).collect()
+    }
+
     fn answer<T: Real, E: HostEngine>(&self, engine: E) -> Result<(Vec<Answer>, f64), Error> {
         let parameters = self.parameters.convert::<T>();
         let model = MambaLm::new(self.config.clone(), engine, Par::default())?;
         let mut memory = LmMemory::default();
         let started = Instant::now();
         let mut answers = vec![Answer::new("logits", "plain", &model.logits(&parameters, &self.ids, self.batch, &mut memory)?)];
-        // The next token at each position, none at the last one of a row.
-        let ids = &self.ids;
-        let targets: Vec<u32> = (0..ids.len()).map(|i| if (i + 1) % self.seqlen() == 0 { IGNORE } else { ids[i + 1] }).collect();
+        let (ids, targets) = (&self.ids, self.targets());
         let mut gradients = parameters.zeros_like();
         let loss = model.loss_and_gradients(&parameters, ids, &targets, self.batch, &mut gradients, &mut memory)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -128,12 +135,36 @@ impl Model {
         let alone = model.loss(&parameters, ids, &targets, self.batch, None, &mut memory)?;
         answers.push(Answer::new("loss", "without gradients", &[alone.mean()]));
         answers.extend(gradients.tensors().iter().map(|(spec, grad)| Answer::new(&format!("grad.{}", spec.name), "plain", grad)));
+        answers.extend(self.continued(&model, &parameters)?);
+        Ok((answers, seconds))
+    }
+
+    /// The same by the model whose parameters and states are on the device.
+    #[cfg(feature = "cuda")]
+    fn on_device<T: Real>(&self) -> Result<Vec<Answer>, Error> {
+        let engine = super::engines::gpu()?;
+        let model = GpuLm::new(self.config.clone(), engine.clone())?;
+        let parameters = GpuParameters::upload(engine, &self.parameters.convert::<T>())?;
+        let (mut memory, mut gradients) = (GpuMemory::new(engine)?, parameters.zeros_like(engine)?);
+        let mut answers = vec![Answer::new("logits", "plain", &model.logits(&parameters, &self.ids, self.batch, &mut memory)?)];
+        let (ids, targets) = (&self.ids, self.targets());
+        let loss = model.loss_and_gradients(&parameters, ids, &targets, self.batch, &mut gradients, &mut memory)?;
+        answers.push(Answer::new("loss", "with gradients", &[loss.mean()]));
+        let alone = model.loss(&parameters, ids, &targets, self.batch, None, &mut memory)?;
+        answers.push(Answer::new("loss", "without gradients", &[alone.mean()]));
+        let gradients = gradients.download()?;
+        answers.extend(gradients.tensors().iter().map(|(spec, grad)| Answer::new(&format!("grad.{}", spec.name), "plain", grad)));
+        answers.extend(self.continued(&model, &parameters)?);
+        answers.iter_mut().for_each(|answer| answer.how.push_str(", on the device"));
+        Ok(answers)
+    }
+
+    /// What follows the prompts, greedily, and what decode steps say of the rest of the tokens.
+    fn continued<M: LanguageModel<P>, P>(&self, model: &M, parameters: &P) -> Result<[Answer; 2], Error> {
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
         let how = Generation { tokens: self.greedy, sampling, seed: 0, stop_at_eos: false };
-        let texts = generate(&model, &parameters, &self.prompts(PROMPT), &how, |_, _| ControlFlow::Continue(()))?;
-        answers.push(self.greedy_answer(&texts));
-        answers.push(self.decoded(&model, &parameters)?);
-        Ok((answers, seconds))
+        let texts = generate(model, parameters, &self.prompts(PROMPT), &how, |_, _| ControlFlow::Continue(()))?;
+        Ok([self.greedy_answer(&texts), self.decoded(model, parameters)?])
     }
 
     /// Prompts and what was generated; a row that cannot be compared as the reference has it.
@@ -158,21 +189,22 @@ impl Model {
     }
 
     /// The logits of a prefill in the middle followed by steps; before its last position they are the reference's own.
-    fn decoded<T: Real, E: HostEngine>(&self, model: &MambaLm<E>, parameters: &Parameters<T>) -> Result<Answer, Error> {
+    fn decoded<M: LanguageModel<P>, P>(&self, model: &M, parameters: &P) -> Result<Answer, Error> {
         let (seqlen, vocab, split) = (self.seqlen(), self.parameters.sizes().vocab, self.seqlen() / 2);
         let mut data = self.reference[0].1.data.clone();
-        let mut note = |at: usize, logits: &[T]| {
-            for (row, logits) in logits.chunks(vocab).enumerate() {
+        let mut note = |at: usize, logits: &[<M::Decoder<'_> as Decode>::Number]| {
+            for (row, logits) in logits[..self.batch * vocab].chunks(vocab).enumerate() {
                 let to = &mut data[(row * seqlen + at) * vocab..][..vocab];
                 to.iter_mut().zip(logits).for_each(|(to, &x)| *to = x.to_f64());
             }
         };
-        let mut decoder = Decoder::new(model, parameters, &self.prompts(split))?;
-        note(split - 1, &decoder.logits()[..self.batch * vocab]);
+        let mut decoder = model.decoder(parameters, &self.prompts(split))?;
+        note(split - 1, decoder.logits()?);
         let slots: Vec<i32> = (0..self.batch as i32).collect();
         for at in split..seqlen {
             let tokens: Vec<u32> = self.ids.chunks(seqlen).map(|row| row[at]).collect();
-            note(at, decoder.step(&tokens, &slots)?);
+            decoder.step(&tokens, &slots)?;
+            note(at, decoder.logits()?);
         }
         Ok(Answer { tensor: "logits".into(), how: format!("steps from {split}"), data })
     }
@@ -218,7 +250,12 @@ impl Check for Model {
     }
 
     fn on(&self, entry: &Entry, dtype: Dtype) -> Result<Findings, Error> {
-        let (answers, seconds) = entry.visit(Asked { model: self, dtype })?;
+        #[allow(unused_mut)]
+        let (mut answers, seconds) = entry.visit(Asked { model: self, dtype })?;
+        #[cfg(feature = "cuda")]
+        if entry.name == "cuda" {
+            answers.extend(if dtype == Dtype::F64 { self.on_device::<f64>()? } else { self.on_device::<f32>()? });
+        }
         let mut findings = Findings { seconds, ..Findings::default() };
         for answer in answers {
             let (name, wanted) = self.reference.iter().find(|(name, _)| *name == answer.tensor).expect("each tensor has a reference");

@@ -73,6 +73,10 @@ pub trait Operation: Sized {
     fn complex(&self) -> bool;
     /// How many steps the decay remembers.
     fn n_eff(&self) -> f64;
+    /// The same as the bound has it: times the units of 2⁻²⁴ that a step in f32 may err by there.
+    fn n_eff_on(&self, _entry: &Entry, _dtype: Dtype) -> f64 {
+        self.n_eff()
+    }
     /// B and L.
     fn sizes(&self) -> [usize; 2];
     /// Which positions belong together; None where the operator knows no sequences.
@@ -191,9 +195,9 @@ impl<O: Operation> Checked<O> {
         &self.reference.iter().find(|(n, _)| n == name).expect("the case reader asks for every reference").1
     }
 
-    fn bound(&self, found: &Named) -> Bound {
+    fn bound(&self, place: Place<'_>, found: &Named) -> Bound {
         let terms = self.terms.iter().find(|(n, _)| *n == found.name).map_or(0.0, |(_, scale)| *scale);
-        found.bound(self.problem.n_eff()).of_terms(terms)
+        found.bound(self.problem.n_eff_on(place.entry, place.dtype)).of_terms(terms)
     }
 
     /// Packed, taken apart, with padding: the same bits by position, shared gradients within the bound.
@@ -204,7 +208,7 @@ impl<O: Operation> Checked<O> {
                 let deviation = match found.role {
                     Role::Positions => compare_bits(&found.array.data, &by.positions(before).data),
                     Role::States => compare_bits(&found.array.data, &before.take(&by.states).data),
-                    Role::Shared if by.whole => compare(&found.array.data, &self.wanted(&found.name).data, self.bound(found)),
+                    Role::Shared if by.whole => compare(&found.array.data, &self.wanted(&found.name).data, self.bound(place, found)),
                     Role::Shared => continue,
                 };
                 findings.add(&found.name, deviation, &by.label);
@@ -234,7 +238,7 @@ impl<O: Operation> Checked<O> {
             }
             for (how, what) in [("in two calls, cut at", Call::Forward(Layout::Contiguous)), ("steps from", Call::Steps)] {
                 for found in place.results(&second, what)? {
-                    let bound = self.bound(&found);
+                    let bound = self.bound(place, &found);
                     let whole = match (found.name == O::OUT, self.problem.reverse()) {
                         (false, _) => found.array,
                         (true, false) => Array::join(&[head.clone(), found.array]),
@@ -256,7 +260,7 @@ impl<O: Operation> Check for Checked<O> {
         let base = place.results(&self.problem, Call::Run(Layout::Contiguous))?;
         findings.seconds = started.elapsed().as_secs_f64();
         for found in &base {
-            let deviation = compare(&found.array.data, &self.wanted(&found.name).data, self.bound(found));
+            let deviation = compare(&found.array.data, &self.wanted(&found.name).data, self.bound(place, found));
             findings.add(&found.name, deviation, "plain");
         }
         for layout in Layout::STRIDED {

@@ -9,7 +9,7 @@ use selective_scan::selective::SelectiveOptions;
 use super::array::Array;
 use super::case::{Case, check_state};
 use super::compare::{Bound, compare};
-use super::engines::HostEngine;
+use super::engines::{Entry, HostEngine};
 use super::operation::{Checked, Named, Operation, Reference, Role};
 use super::report::Findings;
 use super::tensor::Layout;
@@ -151,6 +151,10 @@ impl Operation for Selective {
 
     fn n_eff(&self) -> f64 {
         self.n_eff
+    }
+
+    fn n_eff_on(&self, entry: &Entry, dtype: Dtype) -> f64 {
+        self.n_eff * entry.step_units(dtype, self.complex(), self.options)
     }
 
     fn sizes(&self) -> [usize; 2] {

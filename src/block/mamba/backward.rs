@@ -59,9 +59,9 @@ impl<E: Engine> MambaBlock<'_, E> {
         let products = p.products().map(|q| engine.linear_bwd_workspace::<I>(q).max(engine.linear_fwd_workspace::<I>(q)));
         let others =
             engine.causal_conv1d_bwd_workspace::<I>(&p.conv()).max(engine.selective_scan_bwd_workspace::<I, I::Accum>(&p.selective()));
-        let rows = p.rows();
-        let inner = 4 * bytes_of::<I>(rows * p.inner) + bytes_of::<I>(rows * 2 * p.inner) + bytes_of::<I>(rows * p.dbl());
-        let own = inner + bytes_of::<I::Accum>(p.inner * p.dstate) + 3 * bytes_of::<I>(rows * p.hidden);
+        let rows = |columns: usize| bytes_of::<I>(p.rows().saturating_mul(columns));
+        let wide = [rows(p.inner).saturating_mul(4), rows(p.inner.saturating_mul(2)), rows(p.dbl()), rows(p.hidden).saturating_mul(3)];
+        let own = wide.into_iter().fold(p.decay_bytes::<I>(), usize::saturating_add);
         own.saturating_add(products.into_iter().max().unwrap_or(0).max(others)).saturating_add(ALIGN)
     }
 

@@ -106,7 +106,8 @@ impl<E: Engine> MambaBlock<'_, E> {
         let products = p.products().map(|q| engine.linear_fwd_workspace::<I>(q)).into_iter().max().unwrap_or(0);
         let others =
             engine.causal_conv1d_fwd_workspace::<I>(&p.conv()).max(engine.selective_scan_fwd_workspace::<I, I::Accum>(&p.selective()));
-        let own = bytes_of::<I::Accum>(p.inner * p.dstate) + bytes_of::<I>(p.rows() * p.inner) + 2 * bytes_of::<I>(p.rows() * p.hidden);
+        let rows = |columns: usize| bytes_of::<I>(p.rows().saturating_mul(columns));
+        let own = p.decay_bytes::<I>().saturating_add(rows(p.inner)).saturating_add(rows(p.hidden).saturating_mul(2));
         own.saturating_add(products.max(others)).saturating_add(ALIGN)
     }
 

@@ -31,7 +31,7 @@ pub struct MambaSaved<'a, I: Input, M: Memory = Host> {
 impl MambaProblem {
     /// Shapes of what is kept: [x | z], x, [δ | B | C], y.
     fn saved_dims(&self) -> [[usize; 2]; 4] {
-        [2 * self.inner, self.inner, self.dbl(), self.inner].map(|columns| [self.rows(), columns])
+        [self.inner.saturating_mul(2), self.inner, self.dbl(), self.inner].map(|columns| [self.rows(), columns])
     }
 
     /// Bytes that [`MambaSaved::carve`] takes: 4D + R + 2N numbers a position.

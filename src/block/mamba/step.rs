@@ -20,8 +20,9 @@ impl<E: Engine> MambaBlock<'_, E> {
         let others = engine
             .causal_conv1d_update_workspace::<I>(&p.conv())
             .max(engine.selective_state_update_workspace::<I, I::Accum>(&p.selective()));
-        let inner = 3 * bytes_of::<I>(p.batch * p.inner) + bytes_of::<I>(p.batch * 2 * p.inner) + bytes_of::<I>(p.batch * p.dbl());
-        (inner + bytes_of::<I::Accum>(p.inner * p.dstate)).saturating_add(products.max(others)).saturating_add(ALIGN)
+        let rows = |columns: usize| bytes_of::<I>(p.batch.saturating_mul(columns));
+        let inner = rows(p.inner).saturating_mul(3).saturating_add(rows(p.inner.saturating_mul(2))).saturating_add(rows(p.dbl()));
+        inner.saturating_add(p.decay_bytes::<I>()).saturating_add(products.max(others)).saturating_add(ALIGN)
     }
 
     /// The block at one position: convolution window and state are updated in place.

@@ -165,7 +165,7 @@ pub fn parts(m: usize, n: usize, depth: usize) -> (usize, usize) {
     const LEAST: usize = 2048;
     let tiles = m.div_ceil(TILE).saturating_mul(n.div_ceil(TILE)).max(1);
     let wanted = (ENOUGH / tiles).min(depth / LEAST).max(1);
-    let span = depth.div_ceil(wanted).next_multiple_of(CHUNK);
+    let span = depth.div_ceil(wanted).div_ceil(CHUNK).saturating_mul(CHUNK);
     (depth.div_ceil(span.max(1)).max(1), span)
 }
 

@@ -34,6 +34,8 @@ pub struct Tile {
 const THREADS: usize = 256;
 /// Up to so many chunks of a row the blocks of a split scan chain them themselves.
 const CHAINED: usize = 32;
+/// States of a channel that no tile is made for go into the next larger tile, up to so many: those of a group of selective_scan_fwd, whose bits these are.
+const MOST: usize = 128;
 /// Steps of a group.
 const UNROLL: usize = 4;
 
@@ -43,10 +45,13 @@ mod whole {
     pub const WIDE: u32 = 2;
     pub const B: u32 = 4;
     pub const C: u32 = 8;
+    pub const NEAR: u32 = 16;
+    pub const ALL_B: u32 = 32;
+    pub const ALL_C: u32 = 64;
 }
 
 /// What of the operands may be loaded and stored as more than one element: neighbours in memory, and addresses that are multiples of so much.
-pub(super) fn whole(params: &ScanParams, dtype: Dtype) -> u32 {
+pub(super) fn whole(params: &ScanParams, dtype: Dtype, tile: Option<Tile>) -> u32 {
     let size = if dtype == Dtype::F32 { 4 } else { 2 };
     let time = params.flags & flag::IN_TIME != 0;
     let (near, far) = if time { (2, 3) } else { (3, 2) };
@@ -57,18 +62,25 @@ pub(super) fn whole(params: &ScanParams, dtype: Dtype) -> u32 {
         of[near] == size && [of[0], of[1], of[3], of[far]].iter().all(|x| x % (2 * size) == 0)
     };
     let on = |bit: u32, yes: bool| if yes { bit } else { 0 };
+    // Where there are fewer states than the tile has room for, the others are set apart.
+    let full = tile.is_some_and(|tile| tile.n == params.dstate as usize);
     on(whole::PAIRS, all(2 * size))
+        | on(whole::NEAR, all(size))
+        | on(whole::ALL_B | whole::ALL_C, full)
         | on(whole::WIDE, time && all(16))
-        | on(whole::B, rows(&params.B, params.flags & flag::B_TIME != 0))
-        | on(whole::C, rows(&params.C, params.flags & flag::C_TIME != 0))
+        | on(whole::B, full && rows(&params.B, params.flags & flag::B_TIME != 0))
+        | on(whole::C, full && rows(&params.C, params.flags & flag::C_TIME != 0))
 }
 
 impl Tile {
     /// The variant that walks, where there is one for the problem.
     pub(super) fn of(scan: &Scan, problem: &SelectiveProblem, listed: bool) -> Option<Self> {
         let varying = problem.groups_b.is_some() && problem.groups_c.is_some();
-        let known = scan.n != 0 && !scan.rules && !scan.complex && scan.dtype != Dtype::F64;
-        (varying && known && !listed).then_some(Tile { dtype: scan.dtype, n: scan.n, mode: Mode::Walk })
+        let known = !scan.rules && !scan.complex && scan.dtype != Dtype::F64;
+        // The least that has room for so many states.
+        let n = if scan.n == 0 { problem.dstate.next_power_of_two().max(16) } else { scan.n };
+        let fits = scan.n != 0 || (1..=MOST).contains(&problem.dstate);
+        (varying && known && fits && !listed).then_some(Tile { dtype: scan.dtype, n, mode: Mode::Walk })
     }
 
     /// States of a lane, of each of two channels.
@@ -78,6 +90,16 @@ impl Tile {
 
     fn lanes(self) -> usize {
         self.n / self.states()
+    }
+
+    /// Threads that walk a channel, as a power of two, at eight states each as elsewhere.
+    pub(super) fn log_walkers(self) -> u32 {
+        (self.n / 8).trailing_zeros()
+    }
+
+    /// Whether it is the tile of the fewest states.
+    pub(super) fn least(self) -> bool {
+        self.n == 16
     }
 
     /// Channels of a block.

@@ -137,7 +137,7 @@ impl<'m, T: Real> GpuDecoder<'m, T> {
     pub fn greedy(&mut self, count: usize) -> Result<Vec<u32>, Error> {
         let rows = self.rows;
         self.reserve(rows)?;
-        let mut taken = self.steps.engine().buffer::<u32>(count * rows)?;
+        let mut taken = self.steps.engine().buffer::<u32>(count.saturating_mul(rows))?;
         self.logits = None;
         for at in 0..count {
             taken.copy_at(at * rows, &self.steps.memory().likeliest, rows)?;

@@ -2,6 +2,8 @@
 //! checked.
 
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use selective_scan::Error;
 use selective_scan::buffer::Workspace;
@@ -288,19 +290,64 @@ fn a_graph_replays_to_the_bit() {
     }
 }
 
-/// Two engines of one device, each with a context and a stream of its own, at once in two threads.
+/// An engine of its own, which nobody else asks anything of.
+fn another() -> Cuda {
+    if is_real() { Cuda::new(0).expect("the GPU is there") } else { Cuda::with_driver(Arc::new(Interpreter::new())) }
+}
+
+/// What may hang is waited for so long, and then fails.
+fn ends(what: &str, work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    if let Err(RecvTimeoutError::Timeout) = wait.recv_timeout(Duration::from_secs(120)) {
+        panic!("{what} hangs");
+    }
+    thread.join().unwrap_or_else(|fault| std::panic::resume_unwind(fault));
+}
+
+/// What is timed may record, in two threads at once.
+#[test]
+fn what_is_timed_may_be_recorded() {
+    let on = another();
+    let work = move |on: &Cuda| {
+        let (from, mut to) = (on.upload(&[1.0f32, 2.0])?, on.upload(&[0.0f32; 2])?);
+        on.copy(from.view([1, 1, 2]), to.view_mut([1, 1, 2]))?;
+        on.time(|| {
+            let graph = on.capture(|| on.copy(from.view([1, 1, 2]), to.view_mut([1, 1, 2])))?;
+            // SAFETY: both buffers are here, and the time is waited for.
+            unsafe { graph.replay() }
+        })?;
+        to.to_vec()
+    };
+    ends("a capture while timed", move || {
+        let both = std::thread::scope(|scope| [scope.spawn(|| work(&on)), scope.spawn(|| work(&on))].map(|t| t.join().expect("no panic")));
+        assert_eq!(both, [Ok(vec![1.0, 2.0]), Ok(vec![1.0, 2.0])]);
+    });
+}
+
+/// Two engines of one device at once in two threads: one in the primary context, the other in a context of its own.
 #[test]
 fn two_engines_at_once() {
-    let make = || if is_real() { Cuda::new(0).expect("the GPU is there") } else { Cuda::with_driver(Arc::new(Interpreter::new())) };
+    let own = || {
+        if !is_real() {
+            return another();
+        }
+        let context = cudarc::driver::CudaContext::new_non_primary(0, 0).expect("a second context");
+        Cuda::on(context.new_stream().expect("a stream")).expect("the GPU is new enough")
+    };
     let of = plain(SIZES, Dtype::F32, false, Rule::Euler);
     let want = run_in(&carried(), Dtype::F32, &of, Layout::Contiguous).expect("the operands are right");
     let rounds = if is_real() { 20 } else { 2 };
-    let work = || {
+    let work = |engine: Cuda| {
         // The adapter wants an engine for good.
-        let one = carried().to(Box::leak(Box::new(make())));
+        let one = carried().to(Box::leak(Box::new(engine)));
         (0..rounds).flat_map(|_| run_in(&one, Dtype::F32, &of, Layout::Contiguous).expect("the operands are right")).collect::<Vec<Found>>()
     };
-    let both = std::thread::scope(|scope| [scope.spawn(work), scope.spawn(work)].map(|t| t.join().expect("no panic")));
+    let engines = [another(), own()];
+    let both = std::thread::scope(|scope| engines.map(|e| scope.spawn(|| work(e))).map(|t| t.join().expect("no panic")));
     for found in both.iter().flatten() {
         same_bits(found, &named(&want, found.name).array).unwrap_or_else(|why| panic!("{why}"));
     }
@@ -336,11 +383,97 @@ fn slices_of_cudarc_are_tensors() {
     let from = stream.clone_htod(&data).expect("a small slice");
     let mut to = stream.clone_htod(&vec![0.0f32; 60]).expect("a small slice");
     let dims = [3, 4, 5];
-    let turned = on.view(&from, &stream, dims, [1, 15, 3]);
-    on.copy(turned, on.view_mut(&mut to, &stream, dims, [20, 5, 1])).expect("the operands are right");
+    let turned = on.view(&from, dims, [1, 15, 3]).expect("the engine's stream");
+    on.copy(turned, on.view_mut(&mut to, dims, [20, 5, 1]).expect("the engine's stream")).expect("the operands are right");
     let got = stream.clone_dtoh(&to).expect("it can be read");
     let place = |i: usize| (i / 20) + 15 * (i / 5 % 4) + 3 * (i % 5);
     assert_eq!(got, (0..60).map(|i| data[place(i)]).collect::<Vec<_>>());
+}
+
+/// A slice of another stream or context could be freed while the engine reads it.
+#[test]
+fn slices_of_other_streams_are_refused() {
+    if real("slices_of_other_streams_are_refused").is_none() {
+        return;
+    }
+    let context = cudarc::driver::CudaContext::new(0).expect("the GPU is there");
+    let apart = cudarc::driver::CudaContext::new_non_primary(0, 0).expect("a second context");
+    let on = Cuda::on(context.new_stream().expect("a stream")).expect("the GPU is new enough");
+    for stream in [context.new_stream().expect("a stream"), context.default_stream(), apart.new_stream().expect("a stream")] {
+        let mut slice = stream.clone_htod(&[1.0f32; 6]).expect("a small slice");
+        let refused = |done: bool, why: Option<Error>| !done && matches!(why, Some(Error::Value { operand: "slice", .. }));
+        let seen = on.view(&slice, [6], [1]);
+        assert!(refused(seen.is_ok(), seen.err()));
+        let written = on.view_mut(&mut slice, [6], [1]);
+        assert!(refused(written.is_ok(), written.err()));
+    }
+    // With the default stream of either context, which has the same number, too.
+    let on = Cuda::on(context.default_stream()).expect("the GPU is new enough");
+    let slice = apart.default_stream().clone_htod(&[1.0f32; 6]).expect("a small slice");
+    assert!(matches!(on.view(&slice, [6], [1]), Err(Error::Value { operand: "slice", .. })));
+}
+
+/// Scans in both directions and a recording on streams of the caller, to the bit as on the engine's own.
+#[test]
+fn streams_of_the_caller_serve() {
+    if real("streams_of_the_caller_serve").is_none() {
+        return;
+    }
+    let run = |on: &Cuda| {
+        let mut work = Work::new(on, SIZES, SIZES[0]);
+        work.run(on, Sequences::Rows).expect("the operands are right");
+        (bits(&work.results()), work)
+    };
+    let (want, _) = run(engine());
+    let context = cudarc::driver::CudaContext::new(0).expect("the GPU is there");
+    for stream in [context.new_stream().expect("a stream"), context.default_stream()] {
+        let on = Cuda::on(stream.clone()).expect("the GPU is new enough");
+        let (found, _) = run(&on);
+        assert!(found == want, "on {stream:?}");
+        let mut work = Work::new(&on, SIZES, SIZES[0]);
+        let graph = on.capture(|| work.run(&on, Sequences::Rows));
+        if stream.cu_stream().is_null() {
+            // The driver does not record its default stream, and says so.
+            assert!(matches!(graph, Err(Error::Driver { .. })), "{graph:?}");
+            assert!(run(&on).0 == want, "and the engine goes on");
+            continue;
+        }
+        // SAFETY: the buffers are those of `work`, which is here.
+        unsafe { graph.expect("what is compiled can be recorded").replay() }.expect("it can be replayed");
+        assert!(bits(&work.results()) == want, "a replay on {stream:?}");
+    }
+}
+
+/// Memory that the driver has locked is read by the device itself, later, unless the copy is waited for.
+#[test]
+fn locked_memory_of_the_host_may_be_reused() {
+    let Some(on) = real("locked_memory_of_the_host_may_be_reused") else { return };
+    let context = cudarc::driver::CudaContext::new(0).expect("the GPU is there");
+    const COUNT: usize = 1 << 20;
+    // SAFETY: it is written before it is read.
+    let mut locked = unsafe { context.alloc_pinned_with_flags::<f32>(COUNT, 0) }.expect("memory");
+    let locked = locked.as_mut_slice().expect("nothing uses it");
+    let mut to = on.buffer::<f32>(COUNT).expect("memory");
+    let (large, mut other) = (on.buffer::<u8>(2 << 30).expect("memory"), on.buffer::<u8>(2 << 30).expect("memory"));
+    for round in 0..4 {
+        locked.fill(round as f32);
+        // Some milliseconds for the device, so that the next copy cannot begin at once.
+        (0..4).for_each(|_| other.copy_at(0, &large, 2 << 30).expect("it can be copied"));
+        to.upload(locked).expect("it can be written");
+        locked.fill(f32::NAN);
+        assert!(to.to_vec().expect("it can be read").iter().all(|x| *x == round as f32), "round {round}");
+    }
+}
+
+/// A copy from the host that was recorded would read its memory at every replay.
+#[test]
+fn what_is_recorded_reads_no_memory_of_the_host() {
+    let on = another();
+    let mut to = on.upload(&[1.0f32]).expect("small");
+    let done = on.capture(|| to.upload(&[2.0]));
+    assert!(matches!(done, Err(Error::Driver { .. })), "{done:?}");
+    drop(done);
+    assert_eq!(to.to_vec().expect("it can be read"), [1.0]);
 }
 
 #[test]
@@ -374,7 +507,7 @@ fn a_device_that_is_not_there_is_unavailable() {
 /// A capture that fails leaves the engine as it was.
 #[test]
 fn what_may_not_be_recorded_is_an_error() {
-    let on = if is_real() { Cuda::new(0).expect("the GPU is there") } else { Cuda::with_driver(Arc::new(Interpreter::new())) };
+    let on = another();
     let done = on.capture(|| Err(Error::Unsupported { what: "this".into() }));
     assert!(matches!(done, Err(Error::Unsupported { .. })), "the closure's own error: {done:?}");
     let buffer = on.upload(&[1.0f32]).expect("it is not recording any more");
