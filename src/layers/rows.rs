@@ -32,6 +32,7 @@ pub(crate) fn store_row<E: Element, const R: usize>(to: &mut ViewMut<'_, E, R>, 
 /// Copies one vector's numbers, without a call for the usual counts.
 #[inline(always)]
 pub(crate) fn copy_lanes<A: Copy>(from: &[A], to: &mut [A]) {
+    #[inline(always)]
     fn whole<A: Copy, const N: usize>(from: &[A], to: &mut [A]) -> bool {
         let (Ok(from), Ok(to)) = (<&[A; N]>::try_from(from), <&mut [A; N]>::try_from(to)) else { return false };
         *to = *from;
