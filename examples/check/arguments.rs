@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use crate::harness::engines::engines;
-use crate::kinds::without_gpu;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -70,4 +69,12 @@ impl Arguments {
     pub fn wants(&self, engine: &str, isa: &str) -> bool {
         self.engine.as_deref().is_none_or(|e| e == engine) && self.isa.as_deref().is_none_or(|i| i == isa)
     }
+}
+
+/// Why the engine on a GPU is not in the table, where it is not.
+fn without_gpu() -> Option<String> {
+    #[cfg(feature = "cuda")]
+    return crate::harness::engines::gpu().err().map(|why| why.to_string());
+    #[cfg(not(feature = "cuda"))]
+    return Some("this build is without the feature `cuda`".into());
 }

@@ -22,11 +22,3 @@ pub fn table() -> Vec<Entry> {
     }
     all
 }
-
-/// Why the engine on a GPU is not in the table, where it is not.
-pub fn without_gpu() -> Option<String> {
-    #[cfg(feature = "cuda")]
-    return crate::harness::engines::gpu().err().map(|why| why.to_string());
-    #[cfg(not(feature = "cuda"))]
-    return Some("this build is without the feature `cuda`".into());
-}

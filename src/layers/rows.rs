@@ -29,6 +29,20 @@ pub(crate) fn store_row<E: Element, const R: usize>(to: &mut ViewMut<'_, E, R>, 
     }
 }
 
+/// Copies one vector's numbers, without a call for the usual counts.
+#[inline(always)]
+pub(crate) fn copy_lanes<A: Copy>(from: &[A], to: &mut [A]) {
+    #[inline(always)]
+    fn whole<A: Copy, const N: usize>(from: &[A], to: &mut [A]) -> bool {
+        let (Ok(from), Ok(to)) = (<&[A; N]>::try_from(from), <&mut [A; N]>::try_from(to)) else { return false };
+        *to = *from;
+        true
+    }
+    if !(whole::<A, 16>(from, to) || whole::<A, 8>(from, to) || whole::<A, 4>(from, to)) {
+        to.copy_from_slice(from);
+    }
+}
+
 /// Zeros along the last axis.
 pub(crate) fn clear_row<I: Input, const R: usize>(to: &mut ViewMut<'_, I, R>, at: [usize; R]) {
     let mut index = at;

@@ -287,21 +287,24 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMA
         let Inputs { steps, dstate, dt, du, first, .. } = s.inputs;
         let mut ahead = Ahead::new(s.inputs.ahead_of(self.n, NB), steps);
         let (b, c) = (&self.from.b[..steps * dstate], &self.from.c[..steps * dstate]);
-        let kept = s.abar.re.chunks_exact(NB).zip(s.h.re.chunks_exact(NB)).take(steps);
-        let of_steps = dt.iter().zip(du).zip(s.grad_y).zip(s.u).zip(s.sum_u.iter_mut().zip(&mut *s.sum_dt)).zip(kept).take(steps);
-        let of_steps = of_steps.zip(b.chunks(dstate).zip(c.chunks(dstate)));
-        for (t, ((((((dt, du), grad_y), u), (sum_u, sum_dt)), (abar, before)), (b, c))) in of_steps.enumerate().rev() {
+        let (abar, before) = (&s.abar.re[..steps * NB], &s.h.re[..steps * NB]);
+        let (dt, du, grad_y, u) = (&dt[..steps], &du[..steps], &s.grad_y[..steps], &s.u[..steps]);
+        let (sum_u, sum_dt) = (&mut s.sum_u[..steps], &mut s.sum_dt[..steps]);
+        // By number: iterators from behind are not inlined, and a call spills every register.
+        for t in (0..steps).rev() {
             if t % PART == 0 {
                 ahead.part(zero);
             }
-            let (b, c) = (&b[self.n..self.n + NB], &c[self.n..self.n + NB]);
-            let step = MambaStep { b, c, abar, before, dt: *dt, du: *du, grad_y: *grad_y };
+            let at = t * dstate + self.n;
+            let (b, c) = (&b[at..at + NB], &c[at..at + NB]);
+            let (abar, before) = (&abar[t * NB..t * NB + NB], &before[t * NB..t * NB + NB]);
+            let step = MambaStep { b, c, abar, before, dt: dt[t], du: du[t], grad_y: grad_y[t] };
             let (to_u, to_dt, share_b, share_c) =
                 if first && t == 0 { Self::back::<true>(zero, walk, step) } else { Self::back::<false>(zero, walk, step) };
-            *sum_u = *sum_u + to_u;
-            *sum_dt = *sum_dt + to_u.mul_add(*u, to_dt);
-            s.grad_b.share(t * dstate + self.n, &share_b);
-            s.grad_c.share(t * dstate + self.n, &share_c);
+            sum_u[t] = sum_u[t] + to_u;
+            sum_dt[t] = sum_dt[t] + to_u.mul_add(u[t], to_dt);
+            s.grad_b.share(at, &share_b);
+            s.grad_c.share(at, &share_c);
         }
     }
 

@@ -10,7 +10,7 @@ use super::{ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::buffer::Workspace;
 use crate::element::Input;
 use crate::error::Error;
-use crate::layers::rows::{clear_row, store_row};
+use crate::layers::rows::{clear_row, copy_lanes, store_row};
 use crate::par::{Par, SERIAL_BELOW};
 use crate::sequences::Sequences;
 use crate::view::{Cut, ViewMut};
@@ -98,7 +98,7 @@ fn forward<I: Input>(
         }
         for (i, &t) in positions[..tile.count].iter().enumerate() {
             for (group, part) in outputs.chunks_exact(STEPS * lanes).zip(line.chunks_exact_mut(lanes)) {
-                part.copy_from_slice(&group[i * lanes..][..lanes]);
+                copy_lanes(&group[i * lanes..][..lanes], part);
             }
             store_row(&mut out, [0, t - span.range.start, 0], &line[..count]);
         }

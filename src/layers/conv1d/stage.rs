@@ -5,7 +5,7 @@ use core::ops::Range;
 use crate::buffer::Workspace;
 use crate::element::{Input, Real};
 use crate::error::Error;
-use crate::layers::rows::load_row;
+use crate::layers::rows::{copy_lanes, load_row};
 use crate::ops::{silu, silu_grad};
 use crate::sequences::Tile;
 use crate::view::View;
@@ -180,7 +180,7 @@ impl<'s, A: Real> Stage<'s, A> {
         }
         load_row(from, at, &mut self.line[..self.channels]);
         for (group, part) in self.rows.chunks_exact_mut(size).zip(self.line.chunks_exact(lanes)) {
-            group[row * lanes..][..lanes].copy_from_slice(part);
+            copy_lanes(part, &mut group[row * lanes..][..lanes]);
         }
     }
 
@@ -188,7 +188,7 @@ impl<'s, A: Real> Stage<'s, A> {
     pub(super) fn row(&mut self, row: usize) -> &[A] {
         let (lanes, size) = (self.lanes, (self.before + STEPS) * self.lanes);
         for (group, part) in self.rows.chunks_exact(size).zip(self.line.chunks_exact_mut(lanes)) {
-            part.copy_from_slice(&group[row * lanes..][..lanes]);
+            copy_lanes(&group[row * lanes..][..lanes], part);
         }
         &self.line[..self.channels]
     }
