@@ -156,6 +156,7 @@ snippets! {
     "selective_swap"
     "selective_tile_ask"
     "selective_tile_base"
+    "selective_tile_block"
     "selective_tile_chain"
     "selective_tile_chunk"
     "selective_tile_coefficient"

@@ -48,6 +48,8 @@ mod whole {
     pub const NEAR: u32 = 16;
     pub const ALL_B: u32 = 32;
     pub const ALL_C: u32 = 64;
+    pub const WIDE_B: u32 = 128;
+    pub const WIDE_C: u32 = 256;
 }
 
 /// What of the operands may be loaded and stored as more than one element: neighbours in memory, and addresses that are multiples of so much.
@@ -57,10 +59,11 @@ pub(super) fn whole(params: &ScanParams, dtype: Dtype, tile: Option<Tile>) -> u3
     let (near, far) = if time { (2, 3) } else { (3, 2) };
     let fits = |of: &Strided<4>, by: i64| of[near] == size && of[0] % by == 0 && of[1] % by == 0 && of[far] % by == 0;
     let all = |by: i64| [&params.u, &params.delta, &params.out].iter().all(|of| fits(of, by)) && (params.z[0] == 0 || fits(&params.z, by));
-    let rows = |of: &Strided<5>, time: bool| {
+    let rows = |of: &Strided<5>, time: bool, by: i64| {
         let (near, far) = if time { (2, 4) } else { (4, 2) };
-        of[near] == size && [of[0], of[1], of[3], of[far]].iter().all(|x| x % (2 * size) == 0)
+        of[near] == size && [of[0], of[1], of[3], of[far]].iter().all(|x| x % by == 0)
     };
+    let [b, c] = [flag::B_TIME, flag::C_TIME].map(|bit| params.flags & bit != 0);
     let on = |bit: u32, yes: bool| if yes { bit } else { 0 };
     // Where there are fewer states than the tile has room for, the others are set apart.
     let full = tile.is_some_and(|tile| tile.n == params.dstate as usize);
@@ -68,8 +71,10 @@ pub(super) fn whole(params: &ScanParams, dtype: Dtype, tile: Option<Tile>) -> u3
         | on(whole::NEAR, all(size))
         | on(whole::ALL_B | whole::ALL_C, full)
         | on(whole::WIDE, time && all(16))
-        | on(whole::B, full && rows(&params.B, params.flags & flag::B_TIME != 0))
-        | on(whole::C, full && rows(&params.C, params.flags & flag::C_TIME != 0))
+        | on(whole::B, full && rows(&params.B, b, 2 * size))
+        | on(whole::C, full && rows(&params.C, c, 2 * size))
+        | on(whole::WIDE_B, full && b && rows(&params.B, b, 16))
+        | on(whole::WIDE_C, full && c && rows(&params.C, c, 16))
 }
 
 impl Tile {
@@ -119,6 +124,12 @@ impl Tile {
     /// Where things lie in shared memory, and how much it is.
     fn places(self) -> ([(&'static str, usize); 6], usize) {
         let (rows, channels) = (2 * self.steps(), self.channels());
+        // Behind every four steps, as the template says.
+        let (gap, gap_y) = match self.n {
+            ..=32 => (16, 48),
+            64 => (32, 0),
+            _ => (0, 0),
+        };
         let y = usize::from(self.mode != Mode::Local);
         // Of a thread's states: those before the chunk, or before the block's other chunks.
         let held = match self.mode {
@@ -127,11 +138,11 @@ impl Tile {
             Mode::Local => 0,
         };
         let sizes = [
-            ("OPAIR", rows * channels * 8),
+            ("OPAIR", rows * channels * 8 + rows / 4 * gap),
             ("OB", rows * self.n * 4),
             ("OC", rows * self.n * 4 * y),
-            ("OU", rows * (channels * 4 + 8) * y),
-            ("OY", rows * (channels * 4 + 8) * y),
+            ("OU", (rows * (channels * 4 + 8) + rows / 4 * gap_y) * y),
+            ("OY", (rows * (channels * 4 + 8) + rows / 4 * gap_y) * y),
             ("OHIN", THREADS * self.states() * 4 * held),
         ];
         let mut at = 0;
