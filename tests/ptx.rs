@@ -167,7 +167,7 @@ fn ptxas(test: &str) -> Option<PathBuf> {
         |c: &PathBuf| Command::new(c).arg("--version").output().is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(RELEASE));
     let found = candidates.into_iter().find(release);
     if found.is_none() {
-        skip::skipped(test, &format!("no ptxas of {RELEASE} in PTXAS, .cuda/ or the path"));
+        skip::skipped(test, format!("no ptxas of {RELEASE} in PTXAS, .cuda/ or the path"));
     }
     found
 }
