@@ -122,7 +122,7 @@ impl Shape {
         if !self.multi() {
             return 0;
         }
-        let most = (SHARES / (self.blocks * Tiles::ROOM).max(1)).clamp(1, items.max(1));
+        let most = (SHARES / (self.blocks.saturating_mul(Tiles::ROOM)).max(1)).clamp(1, items.max(1));
         if self.walk { most.max(self.problem.batch) } else { most }
     }
 
