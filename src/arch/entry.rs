@@ -2,7 +2,7 @@
 
 use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
 use crate::arch::generic::product::Product;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ScanTile, SelectiveBwd, SelectiveFwd, StepRow};
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow};
 use crate::arch::{Kernels, Lanes};
 
 impl Kernels {
@@ -12,7 +12,7 @@ impl Kernels {
     }
 
     /// One step of many blocks in Mamba's own case.
-    pub fn selective_state_update<R: Lanes>(self, args: StepRow<'_, R>) {
+    pub fn selective_state_update<R: Lanes>(self, args: StepRow<'_, R, impl Lines<R>, impl LinesMut<R>>) {
         self.run(args);
     }
 

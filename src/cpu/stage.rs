@@ -7,9 +7,9 @@
 use core::ops::Range;
 
 use super::convert::{load_lines, load_rows, store_lines, store_rows};
-use crate::arch::{Lanes, Planes, PlanesMut};
+use crate::arch::{Lanes, Lines, LinesMut, Planes, PlanesMut};
 use crate::element::{Element, Real, Weight};
-use crate::view::{View, ViewMut};
+use crate::view::{Rows, RowsMut, View, ViewMut};
 use crate::workspace::ALIGN;
 
 /// A part of one matrix of a tensor.
@@ -46,6 +46,8 @@ pub(super) trait Source<R>: Sync {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
     /// See [`lines`].
     fn lines(&self, region: Region, to: &mut [usize]) -> usize;
+    /// The region where it lies, if its numbers are of type `R` and contiguous along the rows, or else the `columns`, as asked.
+    fn in_place(&self, region: Region, columns: bool) -> Option<Rows<'_, R>>;
 }
 
 /// A tensor that is written from numbers of type `R`.
@@ -62,6 +64,22 @@ pub(super) trait Sink<R>: Send {
 pub(super) trait Tensor<R>: Sink<R> {
     /// As [`Source::stage`].
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
+    /// As [`Source::in_place`].
+    fn in_place(&mut self, region: Region, columns: bool) -> Option<RowsMut<'_, R>>;
+}
+
+impl<R> Lines<R> for Rows<'_, R> {
+    #[inline(always)]
+    fn lines<const C: usize>(&self, first: usize) -> [&[R]; C] {
+        self.several(first)
+    }
+}
+
+impl<R> LinesMut<R> for RowsMut<'_, R> {
+    #[inline(always)]
+    fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C] {
+        self.several(first)
+    }
 }
 
 /// Addresses on the cache lines of a region, as many as `to` holds, where it is contiguous along one axis; how many.
@@ -91,6 +109,12 @@ fn lines<E: Element>(of: View<'_, E, 4>, region: Region, to: &mut [usize]) -> us
 impl<E: Element, R: Lanes> Tensor<R> for ViewMut<'_, E, 4> {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>) {
         self.as_view().stage(region, blocks, into);
+    }
+
+    fn in_place(&mut self, region: Region, columns: bool) -> Option<RowsMut<'_, R>> {
+        let Region { outer: [o, p], rows, cols } = region;
+        let tile = self.reborrow().same::<R>()?.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
+        if columns { tile.permute([0, 1, 3, 2]).into_rows() } else { tile.into_rows() }
     }
 }
 
@@ -178,6 +202,12 @@ impl<E: Element, R: Lanes> Source<R> for View<'_, E, 4> {
 
     fn lines(&self, region: Region, to: &mut [usize]) -> usize {
         lines(*self, region, to)
+    }
+
+    fn in_place(&self, region: Region, columns: bool) -> Option<Rows<'_, R>> {
+        let Region { outer: [o, p], rows, cols } = region;
+        let tile = self.same::<R>()?.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
+        if columns { tile.permute([0, 1, 3, 2]).lines() } else { tile.lines() }
     }
 }
 

@@ -1,89 +1,272 @@
 //! The decode step in Mamba's own case, over many blocks of channels at once: the arithmetic of the forward scan's tile, in the
-//! same order, with blocks in the place of steps.
+//! same order, with blocks in the place of steps. A and the states are used where they lie.
 
 use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::selective_scan::{SUBTOTAL, group};
 use crate::arch::generic::silu::silu;
-use crate::arch::generic::softplus::ln_1p_unit;
+use crate::arch::generic::softplus::softplus_of;
 use crate::arch::generic::tables::Tables;
-use crate::arch::generic::tiles::StepRow;
-use crate::arch::generic::vector::{Op, Vector, rows, rows_mut};
-use crate::element::Weight as _;
+use crate::arch::generic::tiles::{Lines, LinesMut, StepRow};
+use crate::arch::generic::vector::{Op, Part, Vector, loose, loose_mut, rows, rows_mut};
 
-/// A·log₂e in the place of A, and the Δ' below which all exponents are small; 0 where A is not finite.
-#[inline(always)]
-fn prepare<V: Vector>(zero: V, a: &mut [V], limit: &mut V) {
-    let (mut slowest, mut total) = (zero, zero);
-    for a in a {
-        *a = *a * zero.splat(V::Real::LOG2_E);
-        slowest = slowest.at_least(a.abs());
-        total = total + a.abs();
-    }
-    let finite = total.lt(zero.splat(V::Real::MAX));
-    *limit = V::select(finite, zero.splat(V::Real::EXP2_SMALL) / slowest, zero);
+/// The recurrence of all blocks.
+struct Walk<'r, V: Vector, A, H> {
+    dstate: usize,
+    /// `bounds` is there.
+    prepared: bool,
+    a: &'r A,
+    h: &'r mut H,
+    b: &'r [V::Real],
+    c: &'r [V::Real],
+    dt: &'r [V],
+    u: &'r [V],
+    /// Σ C·h.
+    out: &'r mut [V],
+    /// An upper bound of |A·log₂e|; infinite where one is, or is NaN.
+    bounds: &'r mut [V],
+    sums: [&'r mut [V]; 2],
+    subtotal: &'r mut [V],
+    columns: &'r mut [V],
 }
 
-/// `NB` states from `n` on of one block; returns Σ C·h with the rest of y.
+/// An upper bound of |A·log₂e| from the largest of |A| and the sum of them.
 #[inline(always)]
-fn states<V: Vector, const NB: usize, const SMALL: bool>(a: &[V], h: &mut [V], [dt, du, y]: [V; 3], b: &[V::Real], c: &[V::Real]) -> V {
-    let mut sums = [dt.splat(V::Real::ZERO); 2];
-    let (a, h, b, c) = (&a[..NB], &mut h[..NB], &b[..NB], &c[..NB]);
-    for j in 0..NB {
-        let input = du * dt.splat(b[j]);
-        let x = dt * a[j];
-        h[j] = (if SMALL { x.exp2_small() } else { x.exp2() }).mul_add(h[j], input);
-        sums[j % 2] = h[j].mul_add(dt.splat(c[j]), sums[j % 2]);
-    }
-    y + (sums[0] + sums[1])
+fn bound<V: Vector>(slowest: V, total: V) -> V {
+    let finite = total.lt(total.splat(V::Real::MAX));
+    V::select(finite, slowest, total.splat(V::Real::MAX)) * total.splat(V::Real::LOG2_E)
 }
 
-/// All states of one block; returns Σ C·h.
 #[inline(always)]
-fn block<V: Vector, const SMALL: bool>(zero: V, a: &[V], h: &mut [V], [dt, du]: [V; 2], b: &[V::Real], c: &[V::Real]) -> V {
+fn exp2<V: Vector, const SMALL: bool>(x: V) -> V {
+    if SMALL { x.exp2_small() } else { x.exp2() }
+}
+
+/// [`Walk`] where a line of A and of the states is a state's channels: few lines at a time over all blocks.
+struct Along<'r, V: Vector, A, H>(Walk<'r, V, A, H>);
+
+impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Along<'_, V, A, H> {
+    /// `NB` lines from `n` on; `ends` says whether their group of states begins, and ends, with them.
+    #[inline(always)]
+    fn lines<const NB: usize, const SMALL: bool>(&mut self, zero: V, n: usize, ends: [bool; 2]) {
+        let (count, walk) = (self.0.out.len(), &mut self.0);
+        let (mut a, mut b, mut c) = ([&[][..]; NB], [zero; NB], [zero; NB]);
+        let lines = walk.a.lines::<NB>(n);
+        for j in 0..NB {
+            a[j] = loose(zero, lines[j], count);
+            (b[j], c[j]) = (zero.splat(walk.b[n + j]), zero.splat(walk.c[n + j]));
+        }
+        let h = walk.h.lines_mut::<NB>(n).map(|line| loose_mut(zero, line, count));
+        let y = if n < SUBTOTAL { &mut walk.out[..count] } else { &mut walk.subtotal[..count] };
+        let [even, odd] = &mut walk.sums;
+        let (dt, u, even, odd) = (&walk.dt[..count], &walk.u[..count], &mut even[..count], &mut odd[..count]);
+        for k in 0..count {
+            let (dt, du) = (dt[k], dt[k] * u[k]);
+            let mut sums = if ends[0] { [zero; 2] } else { [even[k], odd[k]] };
+            for j in 0..NB {
+                let x = dt * (a[j][k].get() * zero.splat(V::Real::LOG2_E));
+                let new = exp2::<V, SMALL>(x).mul_add(h[j][k].get(), du * b[j]);
+                h[j][k].set(new);
+                sums[j % 2] = new.mul_add(c[j], sums[j % 2]);
+            }
+            if ends[1] {
+                y[k] = y[k] + (sums[0] + sums[1]);
+            } else {
+                [even[k], odd[k]] = sums;
+            }
+        }
+    }
+
+    /// All lines.
+    #[inline(always)]
+    fn all<const SMALL: bool>(mut self, zero: V) {
+        let (dstate, mut n) = (self.0.dstate, 0);
+        self.0.out.fill(zero);
+        while n < dstate {
+            let size = group(V::STATES, dstate - n);
+            if n.is_multiple_of(SUBTOTAL) {
+                self.0.subtotal.fill(zero);
+            }
+            match size {
+                1 => self.lines::<1, SMALL>(zero, n, [true; 2]),
+                2 => self.lines::<2, SMALL>(zero, n, [true; 2]),
+                _ => {
+                    for at in (0..size).step_by(4) {
+                        self.lines::<4, SMALL>(zero, n + at, [at == 0, at + 4 == size]);
+                    }
+                }
+            }
+            n += size;
+            if n > SUBTOTAL && (n.is_multiple_of(SUBTOTAL) || n == dstate) {
+                for (y, subtotal) in self.0.out.iter_mut().zip(&*self.0.subtotal) {
+                    *y = *y + *subtotal;
+                }
+            }
+        }
+    }
+
+    /// Fills `bounds`.
+    #[inline(always)]
+    fn prepare(&mut self, zero: V) {
+        let Walk { dstate, a, bounds, sums: [total, _], .. } = &mut self.0;
+        bounds.fill(zero);
+        total.fill(zero);
+        let mut n = 0;
+        while n < *dstate {
+            n += if *dstate - n >= 4 {
+                largest::<V, 4>(zero, a.lines(n), bounds, total);
+                4
+            } else {
+                largest::<V, 1>(zero, a.lines(n), bounds, total);
+                1
+            };
+        }
+        for (slowest, total) in bounds.iter_mut().zip(total.iter()) {
+            *slowest = bound(*slowest, *total);
+        }
+    }
+}
+
+/// The largest |A| of each channel, and the sum of them.
+#[inline(always)]
+fn largest<V: Vector, const NB: usize>(zero: V, lines: [&[V::Real]; NB], slowest: &mut [V], total: &mut [V]) {
+    let a = lines.map(|line| loose(zero, line, slowest.len()));
+    let total = &mut total[..slowest.len()];
+    for k in 0..slowest.len() {
+        for a in a {
+            let a = a[k].get().abs();
+            slowest[k] = slowest[k].at_least(a);
+            total[k] = total[k] + a;
+        }
+    }
+}
+
+impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Along<'_, V, A, H> {
+    type Out = ();
+    #[inline(always)]
+    fn run(mut self, zero: V) {
+        if !self.0.prepared {
+            self.prepare(zero);
+        }
+        let mut small = true;
+        for (dt, bound) in self.0.dt.iter().zip(&*self.0.bounds) {
+            small &= (dt.abs() * *bound).all_below(V::Real::EXP2_SMALL);
+        }
+        if small { self.all::<true>(zero) } else { self.all::<false>(zero) }
+    }
+}
+
+/// [`Walk`] where a line is a channel's states, a multiple of the lanes: one block after another, which is turned once.
+struct Across<'r, V: Vector, A, H>(Walk<'r, V, A, H>);
+
+impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Across<'_, V, A, H> {
+    /// `NB` channels of block `k` from channel `i` on: their new states, to `columns` as well.
+    #[inline(always)]
+    fn lines<const NB: usize, const SMALL: bool>(&mut self, zero: V, [k, i]: [usize; 2], du: V) {
+        let Walk { dstate, a, h, b, dt, columns, .. } = &mut self.0;
+        let (at, chunks) = (k * V::LANES + i, *dstate / V::LANES);
+        let a = a.lines::<NB>(at).map(|line| loose(zero, line, chunks));
+        let h = h.lines_mut::<NB>(at).map(|line| loose_mut(zero, line, chunks));
+        let (dt, du) = (&dt[k].lanes()[i..i + NB], &du.lanes()[i..i + NB]);
+        let b = loose(zero, b, chunks);
+        for (chunk, columns) in columns.chunks_exact_mut(V::LANES).take(chunks).enumerate() {
+            let (b, columns) = (b[chunk].get(), &mut columns[i..i + NB]);
+            for j in 0..NB {
+                let x = zero.splat(dt[j]) * (a[j][chunk].get() * zero.splat(V::Real::LOG2_E));
+                let new = exp2::<V, SMALL>(x).mul_add(h[j][chunk].get(), zero.splat(du[j]) * b);
+                h[j][chunk].set(new);
+                columns[j] = new;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn block<const SMALL: bool>(&mut self, zero: V, k: usize) {
+        let du = self.0.dt[k] * self.0.u[k];
+        if V::LANES >= 4 {
+            for i in (0..V::LANES).step_by(4) {
+                self.lines::<4, SMALL>(zero, [k, i], du);
+            }
+        } else {
+            for i in 0..V::LANES {
+                self.lines::<1, SMALL>(zero, [k, i], du);
+            }
+        }
+        for columns in self.0.columns.chunks_exact_mut(V::LANES) {
+            V::square(columns);
+        }
+        self.0.out[k] = contract(zero, self.0.columns, self.0.c);
+    }
+
+    /// Fills `bounds[k]`.
+    #[inline(always)]
+    fn prepare(&mut self, zero: V, k: usize) {
+        let Walk { dstate, a, bounds, .. } = &mut self.0;
+        let (mut slowest, mut total) = (zero, zero);
+        for i in 0..V::LANES {
+            let [line] = a.lines(k * V::LANES + i);
+            for a in loose(zero, line, *dstate / V::LANES) {
+                let a = a.get().abs();
+                (slowest, total) = (slowest.at_least(a), total + a);
+            }
+        }
+        let total = if total.all_below(V::Real::MAX) { zero } else { zero.splat(V::Real::MAX) };
+        bounds[k] = bound(zero.splat(slowest.largest()), total);
+    }
+}
+
+/// Σ C·h over one block, in the order of [`Along`].
+#[inline(always)]
+fn contract<V: Vector>(zero: V, h: &[V], c: &[V::Real]) -> V {
     let (mut y, mut subtotal, mut n) = (zero, zero, 0);
-    while n < a.len() {
-        let size = group(V::STATES, a.len() - n);
-        let sum = if n < SUBTOTAL { y } else { subtotal };
-        let of = [dt, du, sum];
-        let sum = if V::STATES >= 16 && size == 16 {
-            states::<V, 16, SMALL>(&a[n..], &mut h[n..], of, &b[n..], &c[n..])
-        } else if V::STATES >= 8 && size == 8 {
-            states::<V, 8, SMALL>(&a[n..], &mut h[n..], of, &b[n..], &c[n..])
-        } else if size == 4 {
-            states::<V, 4, SMALL>(&a[n..], &mut h[n..], of, &b[n..], &c[n..])
-        } else if size == 2 {
-            states::<V, 2, SMALL>(&a[n..], &mut h[n..], of, &b[n..], &c[n..])
+    while n < h.len() {
+        let size = group(V::STATES, h.len() - n);
+        let mut sums = [zero; 2];
+        for (pair, c) in h[n..n + size].chunks(2).zip(c[n..n + size].chunks(2)) {
+            for (sum, (h, c)) in sums.iter_mut().zip(pair.iter().zip(c)) {
+                *sum = h.mul_add(zero.splat(*c), *sum);
+            }
+        }
+        let part = sums[0] + sums[1];
+        if n < SUBTOTAL {
+            y = y + part;
         } else {
-            states::<V, 1, SMALL>(&a[n..], &mut h[n..], of, &b[n..], &c[n..])
-        };
-        let first = n < SUBTOTAL;
+            subtotal = subtotal + part;
+        }
         n += size;
-        if first {
-            y = sum;
-        } else if n.is_multiple_of(SUBTOTAL) || n == a.len() {
-            (y, subtotal) = (y + sum, zero);
-        } else {
-            subtotal = sum;
+        if n > SUBTOTAL && (n.is_multiple_of(SUBTOTAL) || n == h.len()) {
+            (y, subtotal) = (y + subtotal, zero);
         }
     }
     y
 }
 
-impl<R: Tables> Op<R> for StepRow<'_, R> {
+impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Across<'_, V, A, H> {
+    type Out = ();
+    #[inline(always)]
+    fn run(mut self, zero: V) {
+        assert!(self.0.dstate.is_multiple_of(V::LANES), "lines of {} states", self.0.dstate);
+        for k in 0..self.0.out.len() {
+            if !self.0.prepared {
+                self.prepare(zero, k);
+            }
+            if (self.0.dt[k].abs() * self.0.bounds[k]).all_below(V::Real::EXP2_SMALL) {
+                self.block::<true>(zero, k);
+            } else {
+                self.block::<false>(zero, k);
+            }
+        }
+    }
+}
+
+impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
     type Out = ();
     #[inline(always)]
     fn run<V: Vector<Real = R>>(self, zero: V) {
         let (count, dstate) = (self.blocks, self.dstate);
         let [u, delta] = [self.u, self.delta].map(|x| rows(zero, x, count));
         let bias = self.delta_bias.map(|x| rows(zero, x, count));
-        let (dt, out) = (rows_mut(zero, self.scratch, count), rows_mut(zero, self.out, count));
-        let limits = rows_mut(zero, self.limits, count);
-        let (b, c) = (&self.b[..dstate], &self.c[..dstate]);
-        if !self.prepared {
-            for (k, limit) in limits.iter_mut().enumerate() {
-                prepare(zero, rows_mut(zero, &mut self.a[k * self.stride..], dstate), limit);
-            }
-        }
+        let (dt, scratch) = rows_mut(zero, self.scratch, 4 * count).split_at_mut(count);
+        let out = rows_mut(zero, self.out, count);
         for k in 0..count {
             dt[k] = delta[k] + bias.map_or(zero, |bias| bias[k]);
         }
@@ -92,18 +275,30 @@ impl<R: Tables> Op<R> for StepRow<'_, R> {
                 out[k] = exp_of_negative(-dt[k].abs());
             }
             for k in 0..count {
-                dt[k] = dt[k].at_least(zero) + ln_1p_unit(out[k]);
+                dt[k] = softplus_of(dt[k], out[k]);
             }
         }
-        for k in 0..count {
-            let a = rows(zero, &self.a[k * self.stride..], dstate);
-            let h = rows_mut(zero, &mut self.h[k * self.stride..], dstate);
-            let of = [dt[k], dt[k] * u[k]];
-            out[k] = if V::all(dt[k].abs().lt(limits[k])) {
-                block::<V, true>(zero, a, h, of, b, c)
-            } else {
-                block::<V, false>(zero, a, h, of, b, c)
-            };
+        let (even, scratch) = scratch.split_at_mut(count);
+        let (odd, subtotal) = scratch.split_at_mut(count);
+        let walk = Walk {
+            dstate,
+            prepared: self.prepared,
+            a: self.a,
+            h: self.h,
+            b: &self.b[..dstate],
+            c: &self.c[..dstate],
+            dt,
+            u,
+            out: &mut *out,
+            bounds: rows_mut(zero, self.bounds, count),
+            sums: [even, odd],
+            subtotal,
+            columns: rows_mut(zero, self.columns, if self.by_channel { dstate } else { 0 }),
+        };
+        if self.by_channel {
+            zero.outline(Across(walk))
+        } else {
+            zero.outline(Along(walk))
         }
         if let Some(d) = self.d {
             let d = rows(zero, d, count);
@@ -128,20 +323,40 @@ mod tests {
     use crate::arch::{Kernels, Lanes};
     use crate::ops::Rule;
 
-    /// A row of blocks has the bits of as many tiles of one step.
-    fn check<R: Lanes>(dstate: usize, delta: f64) {
+    struct Rows<'a, R>(&'a mut [R], usize);
+
+    impl<R> Lines<R> for Rows<'_, R> {
+        fn lines<const C: usize>(&self, first: usize) -> [&[R]; C] {
+            core::array::from_fn(|i| &self.0[(first + i) * self.1..][..self.1])
+        }
+    }
+    impl<R> LinesMut<R> for Rows<'_, R> {
+        fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C] {
+            let mut lines = self.0[first * self.1..].chunks_exact_mut(self.1);
+            core::array::from_fn(|_| lines.next().unwrap())
+        }
+    }
+
+    /// A row of blocks has the bits of as many tiles of one step, in either order of A and the states.
+    fn check<R: Lanes>(dstate: usize, delta: f64, by_channel: bool) {
         for k in Kernels::available() {
             let lanes = k.lanes::<R>();
-            let stride = (dstate * lanes).next_multiple_of(16);
+            if by_channel && !dstate.is_multiple_of(lanes) {
+                continue;
+            }
             let mut cases: Vec<_> = (0..3).map(|_| case(lanes, 1, dstate, Rule::Euler, 0b1110_0010)).collect();
             for (i, case) in cases.iter_mut().enumerate() {
                 case.delta.iter_mut().for_each(|x| *x += delta * i as f64);
                 case.u.iter_mut().for_each(|x| *x += i as f64);
             }
             let flat = |pick: &dyn Fn(usize) -> Vec<f64>| Staged::<R>::from(&(0..3).flat_map(pick).collect::<Vec<_>>());
+            let place = |i: usize, n: usize, w: usize| if by_channel { (i * lanes + w) * dstate + n } else { (n * 3 + i) * lanes + w };
+            let line = if by_channel { dstate } else { 3 * lanes };
             let planes = |pick: &dyn Fn(usize) -> Vec<f64>| {
-                let mut all = vec![0.0; 3 * stride];
-                (0..3).for_each(|i| all[i * stride..][..dstate * lanes].copy_from_slice(&pick(i)));
+                let mut all = vec![0.0; 3 * dstate * lanes];
+                for i in 0..3 {
+                    pick(i).iter().enumerate().for_each(|(j, x)| all[place(i, j / lanes, j % lanes)] = *x);
+                }
                 Staged::<R>::from(&all)
             };
             let real = |x: &[num_complex::Complex<f64>]| x.iter().map(|x| x.re).collect::<Vec<_>>();
@@ -150,11 +365,12 @@ mod tests {
             let mut bias = flat(&|i| cases[i].bias.clone().unwrap());
             let (mut a, mut h) = (planes(&|i| real(&cases[i].a)), planes(&|i| real(&cases[i].h)));
             let (mut b, mut c) = (Staged::<R>::from(&real(&cases[0].b)), Staged::<R>::from(&real(&cases[0].c)));
-            let [mut out, mut limits, mut scratch] = [(); 3].map(|()| Staged::<R>::new(3 * lanes));
+            let [mut out, mut bounds, mut scratch] = [1, 1, 4].map(|rows| Staged::<R>::new(rows * 3 * lanes));
+            let mut columns = Staged::<R>::new(dstate * lanes);
             k.selective_state_update(StepRow {
                 blocks: 3,
                 dstate,
-                stride,
+                by_channel,
                 softplus: true,
                 prepared: false,
                 u: u.get(),
@@ -162,19 +378,21 @@ mod tests {
                 delta_bias: Some(bias.get()),
                 z: Some(z.get()),
                 d: Some(d.get()),
-                a: a.get(),
+                a: &Rows(a.get(), line),
                 b: b.get(),
                 c: c.get(),
-                h: h.get(),
+                h: &mut Rows(h.get(), line),
                 out: out.get(),
-                limits: limits.get(),
+                bounds: bounds.get(),
                 scratch: scratch.get(),
+                columns: columns.get(),
             });
             for (i, case) in cases.iter().enumerate() {
                 let (want, states) = run_fwd::<R>(k, case);
                 let got: Vec<f64> = out.get()[i * lanes..][..lanes].iter().map(|x| x.to_f64()).collect();
                 assert_eq!(got, want, "{:?}", k.isa());
-                let got: Vec<f64> = h.get()[i * stride..][..dstate * lanes].iter().map(|x| x.to_f64()).collect();
+                let h = h.get();
+                let got: Vec<f64> = (0..dstate * lanes).map(|j| h[place(i, j / lanes, j % lanes)].to_f64()).collect();
                 assert_eq!(got, real(&states), "{:?}", k.isa());
             }
         }
@@ -185,8 +403,10 @@ mod tests {
         for dstate in [1, 3, 16, 37, 64, 100] {
             // The last has exponents that are not small.
             for delta in [0.0, 0.5, 150.0] {
-                check::<f32>(dstate, delta);
-                check::<f64>(dstate, delta);
+                for by_channel in [false, true] {
+                    check::<f32>(dstate, delta, by_channel);
+                    check::<f64>(dstate, delta, by_channel);
+                }
             }
         }
     }

@@ -143,18 +143,31 @@ pub struct SelectiveBwd<'a, R> {
     pub ahead: &'a [usize],
 }
 
+/// Lines of numbers, each contiguous.
+pub trait Lines<R> {
+    /// Lines `first..first + C`.
+    fn lines<const C: usize>(&self, first: usize) -> [&[R]; C];
+}
+
+/// [`Lines`] to write to.
+pub trait LinesMut<R> {
+    /// Lines `first..first + C`.
+    fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C];
+}
+
 /// One step of many blocks in Mamba's own case: Euler's rule, real A, varying B and C. The bits are those of [`SelectiveFwd`].
+/// A and the states need no alignment.
 #[derive(Debug)]
-pub struct StepRow<'a, R> {
+pub struct StepRow<'a, R, A, H> {
     /// Blocks, `k` below.
     pub blocks: usize,
     /// States a channel, N ≥ 1.
     pub dstate: usize,
-    /// Numbers from block to block of `a` and `h`.
-    pub stride: usize,
+    /// A line of `a` and `h` is a channel's states, N a multiple of `W`; else it is a state's channels.
+    pub by_channel: bool,
     /// Δ' = softplus(Δ + bias) instead of Δ + bias.
     pub softplus: bool,
-    /// `a` and `limits` are as an earlier call left them.
+    /// `bounds` is as an earlier call for the same A left it.
     pub prepared: bool,
     /// u `[k][w]`.
     pub u: &'a [R],
@@ -166,20 +179,22 @@ pub struct StepRow<'a, R> {
     pub z: Option<&'a [R]>,
     /// Skip D `[k][w]`.
     pub d: Option<&'a [R]>,
-    /// A `[k][n][w]`; scaled for later calls on return.
-    pub a: &'a mut [R],
+    /// A.
+    pub a: &'a A,
     /// B `[n]`.
     pub b: &'a [R],
     /// C `[n]`.
     pub c: &'a [R],
-    /// States `[k][n][w]`, updated.
-    pub h: &'a mut [R],
+    /// The states, updated.
+    pub h: &'a mut H,
     /// out `[k][w]`.
     pub out: &'a mut [R],
     /// Arbitrary numbers `[k][w]`, kept for later calls.
-    pub limits: &'a mut [R],
-    /// Arbitrary numbers `[k][w]`.
+    pub bounds: &'a mut [R],
+    /// Arbitrary numbers, four times `[k][w]`.
     pub scratch: &'a mut [R],
+    /// Arbitrary numbers `[n][w]`; not used where not `by_channel`.
+    pub columns: &'a mut [R],
 }
 
 /// How many states the backward pass walks at once.
