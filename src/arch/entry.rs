@@ -2,7 +2,7 @@
 
 use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
 use crate::arch::generic::product::Product;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow};
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow, Turn};
 use crate::arch::{Kernels, Lanes};
 
 impl Kernels {
@@ -13,6 +13,11 @@ impl Kernels {
 
     /// One step of many blocks in Mamba's own case.
     pub fn selective_state_update<R: Lanes>(self, args: StepRow<'_, R, impl Lines<R>, impl LinesMut<R>>) {
+        self.run(args);
+    }
+
+    /// Channels for states.
+    pub fn turn<R: Lanes>(self, args: Turn<'_, R, impl Lines<R>>) {
         self.run(args);
     }
 

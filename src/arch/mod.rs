@@ -18,6 +18,6 @@ pub mod x86_64;
 
 pub use generic::tiles::{
     Coefficient, CoefficientMut, ConvBwd, ConvFwd, ConvTile, Lines, LinesMut, Planes, PlanesMut, ScanTile, SelectiveBwd, SelectiveFwd,
-    SelectiveTile, StepRow, TILE, bwd_scratch, fwd_scratch,
+    SelectiveTile, StepRow, TILE, Turn, bwd_scratch, fwd_scratch, step_scratch,
 };
 pub use isa::{Isa, Kernels, Lanes};

@@ -7,19 +7,29 @@ use super::grid::{Grid, Shape};
 use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block_mut, real, shared};
 use super::stage::{Blocks, Region, Sink, Tensor, row_mut, state_mut};
 use super::table::{TILE, fwd_blocks};
-use crate::arch::{self, Lanes, Planes, fwd_scratch};
+use crate::arch::{self, Lanes, Planes, fwd_scratch, step_scratch};
 use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
 use crate::error::Error;
 use crate::ops::Rule;
-use crate::par::SERIAL_BELOW;
+use crate::par::{Par, SERIAL_BELOW};
 use crate::selective::{SelectiveProblem, SelectiveStep};
 use crate::view::{Cut, Rows, RowsMut, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
+/// Who runs the parts: this thread where there is little to do.
+fn par(cpu: &Cpu, problem: &SelectiveProblem) -> Par {
+    cpu.par.or_seq(problem.batch.saturating_mul(problem.dim).saturating_mul(problem.dstate) < SERIAL_BELOW)
+}
+
 fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent, Shape) {
     let lanes = cpu.kernels.lanes::<R>();
-    let blocks = fwd_blocks::<R>(problem.dim.div_ceil(lanes), lanes, cpu.par.workers());
+    let all = problem.dim.div_ceil(lanes);
+    // Mamba's own case walks its blocks in strips; the others stage all of a task.
+    let blocks = match par(cpu, problem).workers() {
+        1 if is_mambas(problem, W::COMPLEX) => all.max(1),
+        workers => fwd_blocks::<R>(all, lanes, workers),
+    };
     let groups = [problem.groups_b.unwrap_or(1), problem.groups_c.unwrap_or(1)];
     let shape = Shape { dim: problem.dim, states: 1, groups, width: blocks * lanes };
     // All blocks of a task are staged at once.
@@ -52,24 +62,23 @@ pub(super) fn run<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>, R
     let state = state_mut(args.state).tiles(Cut::Whole, grid.channels_cut());
     let out = row_mut(args.out).tiles(Cut::Whole, grid.channels_cut());
     let slots = args.slots;
-    let par = cpu.par.or_seq(problem.batch.saturating_mul(problem.dim).saturating_mul(problem.dstate) < SERIAL_BELOW);
+    let par = par(cpu, &problem);
     par.run(0, grid.tasks(), (state, out), &mut ws, task_bytes::<R>(extent), |i, (mut state, mut out), ws| {
-        let rows = if is_mambas(&inputs) { rows_of_blocks } else { rows };
+        let rows = if is_mambas(&problem, W::COMPLEX) { rows_of_blocks } else { rows };
         rows(&inputs, grid.task(i).channels, slots, &mut state, &mut out, ws);
     })
 }
 
-/// Whether the step has a kernel of its own: see [`StepRow`].
-fn is_mambas<R>(inputs: &Inputs<'_, R>) -> bool {
-    let problem = &inputs.problem;
-    problem.options.rule == Rule::Euler && !inputs.extent.complex && problem.groups_b.is_some() && problem.groups_c.is_some()
+/// Whether the step has a kernel of its own: see [`StepRow`](arch::StepRow).
+fn is_mambas(problem: &SelectiveProblem, complex: bool) -> bool {
+    problem.options.rule == Rule::Euler && !complex && problem.groups_b.is_some() && problem.groups_c.is_some()
 }
 
 /// Bytes of workspace of [`blocks_of_rows`].
 fn row_bytes<R>(extent: Extent) -> usize {
     let (all, dstate) = (extent.blocks.saturating_mul(extent.lanes), extent.dstate);
     7 * bytes_of::<R>(all)
-        + bytes_of::<R>(all.saturating_mul(4))
+        + bytes_of::<R>(step_scratch(extent.lanes))
         + 2 * bytes_of::<R>(dstate)
         + 2 * bytes_of::<R>(dstate.saturating_mul(all))
         + bytes_of::<R>(dstate.saturating_mul(extent.lanes))
@@ -110,12 +119,19 @@ fn blocks_of_rows<R: Lanes>(
     let [a, h] = [(); 2].map(|()| ws.slice::<R>(dstate * width).expect(SIZED));
     let states = Blocks { width, stride: 0, first: 0 };
     let by_channel = whole && dstate.is_multiple_of(lanes) && state.in_place(region(some, &here), true).is_some();
-    let of_channels = inputs.a.in_place(region(0, &channels), true).filter(|_| by_channel);
-    let by_channel = of_channels.is_some();
-    let a = of_channels.or_else(|| inputs.a.in_place(region(0, &channels), false).filter(|_| whole)).unwrap_or_else(|| {
-        inputs.a.stage(region(0, &channels), states, &mut real(a));
-        View::new(&*a, [dstate, width]).lines().expect("contiguous")
-    });
+    let turned = inputs.a.in_place(region(0, &channels), true).filter(|_| whole && dstate.is_multiple_of(lanes));
+    let by_channel = by_channel && turned.is_some();
+    let a = match (turned, inputs.a.in_place(region(0, &channels), false).filter(|_| whole)) {
+        (Some(a), _) if by_channel => a,
+        (_, Some(a)) => a,
+        (from, _) => {
+            match from {
+                Some(from) => inputs.kernels.turn(arch::Turn { blocks: width / lanes, dstate, from: &from, to: &mut *a }),
+                None => inputs.a.stage(region(0, &channels), states, &mut real(a)),
+            }
+            View::new(&*a, [dstate, width]).lines().expect("contiguous")
+        }
+    };
     let mut row = Row::new(inputs, &channels, &mut ws);
     for batch in 0..inputs.problem.batch {
         let Some(slot) = slot(batch) else { continue };
@@ -155,7 +171,7 @@ impl<'s, R: Lanes> Row<'s, R> {
         let Extent { lanes, dstate, .. } = inputs.extent;
         let count = channels.len().div_ceil(lanes);
         let [u, delta, z, d, delta_bias, out, bounds] = [(); 7].map(|()| ws.slice::<R>(count * lanes).expect(SIZED));
-        let scratch = ws.slice::<R>(4 * count * lanes).expect(SIZED);
+        let scratch = ws.slice::<R>(step_scratch(lanes)).expect(SIZED);
         let [b, c, columns] = [1, 1, lanes].map(|width| ws.slice::<R>(dstate * width).expect(SIZED));
         let blocks = Blocks { width: count * lanes, stride: 0, first: 0 };
         let all = Region { outer: [0, 0], rows: 0..1, cols: channels.clone() };

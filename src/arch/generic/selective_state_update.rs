@@ -6,11 +6,13 @@ use crate::arch::generic::selective_scan::{SUBTOTAL, group};
 use crate::arch::generic::silu::silu;
 use crate::arch::generic::softplus::softplus_of;
 use crate::arch::generic::tables::Tables;
-use crate::arch::generic::tiles::{Lines, LinesMut, StepRow};
+use crate::arch::generic::tiles::{Lines, LinesMut, STRIP, StepRow, Turn};
 use crate::arch::generic::vector::{Op, Part, Vector, loose, loose_mut, rows, rows_mut};
 
-/// The recurrence of all blocks.
+/// The recurrence of a strip of blocks.
 struct Walk<'r, V: Vector, A, H> {
+    /// The first of them.
+    first: usize,
     dstate: usize,
     /// `bounds` is there.
     prepared: bool,
@@ -22,18 +24,17 @@ struct Walk<'r, V: Vector, A, H> {
     u: &'r [V],
     /// Σ C·h.
     out: &'r mut [V],
-    /// An upper bound of |A·log₂e|; infinite where one is, or is NaN.
+    /// An upper bound of (A·log₂e)²; infinite where one is, or is NaN.
     bounds: &'r mut [V],
     sums: [&'r mut [V]; 2],
     subtotal: &'r mut [V],
     columns: &'r mut [V],
 }
 
-/// An upper bound of |A·log₂e| from the largest of |A| and the sum of them.
+/// Whether the exponents of a block are small: see [`Vector::exp2_small`]. Squares cost no sign, and their sum no second look at NaN.
 #[inline(always)]
-fn bound<V: Vector>(slowest: V, total: V) -> V {
-    let finite = total.lt(total.splat(V::Real::MAX));
-    V::select(finite, slowest, total.splat(V::Real::MAX)) * total.splat(V::Real::LOG2_E)
+fn small<V: Vector>(dt: V, bound: V) -> bool {
+    (dt * dt * bound).all_below(V::Real::EXP2_SMALL * V::Real::EXP2_SMALL)
 }
 
 #[inline(always)]
@@ -48,14 +49,14 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Along<'_, V, A, H> {
     /// `NB` lines from `n` on; `ends` says whether their group of states begins, and ends, with them.
     #[inline(always)]
     fn lines<const NB: usize, const SMALL: bool>(&mut self, zero: V, n: usize, ends: [bool; 2]) {
-        let (count, walk) = (self.0.out.len(), &mut self.0);
+        let (count, first, walk) = (self.0.out.len(), self.0.first * V::LANES, &mut self.0);
         let (mut a, mut b, mut c) = ([&[][..]; NB], [zero; NB], [zero; NB]);
         let lines = walk.a.lines::<NB>(n);
         for j in 0..NB {
-            a[j] = loose(zero, lines[j], count);
+            a[j] = loose(zero, &lines[j][first..], count);
             (b[j], c[j]) = (zero.splat(walk.b[n + j]), zero.splat(walk.c[n + j]));
         }
-        let h = walk.h.lines_mut::<NB>(n).map(|line| loose_mut(zero, line, count));
+        let h = walk.h.lines_mut::<NB>(n).map(|line| loose_mut(zero, &mut line[first..], count));
         let y = if n < SUBTOTAL { &mut walk.out[..count] } else { &mut walk.subtotal[..count] };
         let [even, odd] = &mut walk.sums;
         let (dt, u, even, odd) = (&walk.dt[..count], &walk.u[..count], &mut even[..count], &mut odd[..count]);
@@ -107,35 +108,30 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Along<'_, V, A, H> {
     /// Fills `bounds`.
     #[inline(always)]
     fn prepare(&mut self, zero: V) {
-        let Walk { dstate, a, bounds, sums: [total, _], .. } = &mut self.0;
+        let Walk { first, dstate, a, bounds, .. } = &mut self.0;
         bounds.fill(zero);
-        total.fill(zero);
-        let mut n = 0;
-        while n < *dstate {
-            n += if *dstate - n >= 4 {
-                largest::<V, 4>(zero, a.lines(n), bounds, total);
-                4
-            } else {
-                largest::<V, 1>(zero, a.lines(n), bounds, total);
-                1
-            };
+        let (first, mut n) = (*first * V::LANES, 0);
+        while n + 4 <= *dstate {
+            squares::<V, 4>(zero, a.lines(n).map(|line| &line[first..]), bounds);
+            n += 4;
         }
-        for (slowest, total) in bounds.iter_mut().zip(total.iter()) {
-            *slowest = bound(*slowest, *total);
+        while n < *dstate {
+            squares::<V, 1>(zero, a.lines(n).map(|line| &line[first..]), bounds);
+            n += 1;
+        }
+        for bound in bounds.iter_mut() {
+            *bound = *bound * zero.splat(V::Real::LOG2_E * V::Real::LOG2_E);
         }
     }
 }
 
-/// The largest |A| of each channel, and the sum of them.
+/// Adds A² to each channel's sum.
 #[inline(always)]
-fn largest<V: Vector, const NB: usize>(zero: V, lines: [&[V::Real]; NB], slowest: &mut [V], total: &mut [V]) {
-    let a = lines.map(|line| loose(zero, line, slowest.len()));
-    let total = &mut total[..slowest.len()];
-    for k in 0..slowest.len() {
+fn squares<V: Vector, const NB: usize>(zero: V, lines: [&[V::Real]; NB], sums: &mut [V]) {
+    let a = lines.map(|line| loose(zero, line, sums.len()));
+    for (k, sum) in sums.iter_mut().enumerate() {
         for a in a {
-            let a = a[k].get().abs();
-            slowest[k] = slowest[k].at_least(a);
-            total[k] = total[k] + a;
+            *sum = a[k].get().mul_add(a[k].get(), *sum);
         }
     }
 }
@@ -147,11 +143,11 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Along<'_, V
         if !self.0.prepared {
             self.prepare(zero);
         }
-        let mut small = true;
+        let mut all = true;
         for (dt, bound) in self.0.dt.iter().zip(&*self.0.bounds) {
-            small &= (dt.abs() * *bound).all_below(V::Real::EXP2_SMALL);
+            all &= small(*dt, *bound);
         }
-        if small { self.all::<true>(zero) } else { self.all::<false>(zero) }
+        if all { self.all::<true>(zero) } else { self.all::<false>(zero) }
     }
 }
 
@@ -162,8 +158,8 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Across<'_, V, A, H> {
     /// `NB` channels of block `k` from channel `i` on: their new states, to `columns` as well.
     #[inline(always)]
     fn lines<const NB: usize, const SMALL: bool>(&mut self, zero: V, [k, i]: [usize; 2], du: V) {
-        let Walk { dstate, a, h, b, dt, columns, .. } = &mut self.0;
-        let (at, chunks) = (k * V::LANES + i, *dstate / V::LANES);
+        let Walk { first, dstate, a, h, b, dt, columns, .. } = &mut self.0;
+        let (at, chunks) = ((*first + k) * V::LANES + i, *dstate / V::LANES);
         let a = a.lines::<NB>(at).map(|line| loose(zero, line, chunks));
         let h = h.lines_mut::<NB>(at).map(|line| loose_mut(zero, line, chunks));
         let (dt, du) = (&dt[k].lanes()[i..i + NB], &du.lanes()[i..i + NB]);
@@ -200,18 +196,30 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Across<'_, V, A, H> {
     /// Fills `bounds[k]`.
     #[inline(always)]
     fn prepare(&mut self, zero: V, k: usize) {
-        let Walk { dstate, a, bounds, .. } = &mut self.0;
-        let (mut slowest, mut total) = (zero, zero);
-        for i in 0..V::LANES {
-            let [line] = a.lines(k * V::LANES + i);
-            for a in loose(zero, line, *dstate / V::LANES) {
-                let a = a.get().abs();
-                (slowest, total) = (slowest.at_least(a), total + a);
+        let Walk { first, dstate, a, bounds, .. } = &mut self.0;
+        let mut sums = [zero; 4];
+        for i in (0..V::LANES).step_by(2) {
+            let lines = a.lines::<2>((*first + k) * V::LANES + i).map(|line| loose(zero, line, *dstate / V::LANES));
+            for (chunk, a) in lines[0].iter().enumerate() {
+                let (a, b, j) = (a.get(), lines[1][chunk].get(), i % 4);
+                (sums[j], sums[j + 1]) = (a.mul_add(a, sums[j]), b.mul_add(b, sums[j + 1]));
             }
         }
-        let total = if total.all_below(V::Real::MAX) { zero } else { zero.splat(V::Real::MAX) };
-        bounds[k] = bound(zero.splat(slowest.largest()), total);
+        let total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        // A NaN is not the largest of anything.
+        let most = if total.all_below(V::Real::MAX) { total.largest() } else { V::Real::MAX };
+        bounds[k] = zero.splat(most) * zero.splat(V::Real::LOG2_E * V::Real::LOG2_E);
     }
+}
+
+/// Σ C·h over `NB` states.
+#[inline(always)]
+fn dot<V: Vector, const NB: usize>(zero: V, h: &[V], c: &[V::Real]) -> V {
+    let (h, c, mut sums) = (&h[..NB], &c[..NB], [zero; 2]);
+    for j in 0..NB {
+        sums[j % 2] = h[j].mul_add(zero.splat(c[j]), sums[j % 2]);
+    }
+    sums[0] + sums[1]
 }
 
 /// Σ C·h over one block, in the order of [`Along`].
@@ -220,13 +228,13 @@ fn contract<V: Vector>(zero: V, h: &[V], c: &[V::Real]) -> V {
     let (mut y, mut subtotal, mut n) = (zero, zero, 0);
     while n < h.len() {
         let size = group(V::STATES, h.len() - n);
-        let mut sums = [zero; 2];
-        for (pair, c) in h[n..n + size].chunks(2).zip(c[n..n + size].chunks(2)) {
-            for (sum, (h, c)) in sums.iter_mut().zip(pair.iter().zip(c)) {
-                *sum = h.mul_add(zero.splat(*c), *sum);
-            }
-        }
-        let part = sums[0] + sums[1];
+        let part = match size {
+            16 => dot::<V, 16>(zero, &h[n..], &c[n..]),
+            8 => dot::<V, 8>(zero, &h[n..], &c[n..]),
+            4 => dot::<V, 4>(zero, &h[n..], &c[n..]),
+            2 => dot::<V, 2>(zero, &h[n..], &c[n..]),
+            _ => dot::<V, 1>(zero, &h[n..], &c[n..]),
+        };
         if n < SUBTOTAL {
             y = y + part;
         } else {
@@ -249,7 +257,7 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Across<'_, 
             if !self.0.prepared {
                 self.prepare(zero, k);
             }
-            if (self.0.dt[k].abs() * self.0.bounds[k]).all_below(V::Real::EXP2_SMALL) {
+            if small(self.0.dt[k], self.0.bounds[k]) {
                 self.block::<true>(zero, k);
             } else {
                 self.block::<false>(zero, k);
@@ -258,15 +266,28 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Across<'_, 
     }
 }
 
-impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
-    type Out = ();
+/// What a strip's blocks have of their own, as vectors.
+struct Strip<'r, V> {
+    first: usize,
+    u: &'r [V],
+    delta: &'r [V],
+    bias: Option<&'r [V]>,
+    z: Option<&'r [V]>,
+    d: Option<&'r [V]>,
+    out: &'r mut [V],
+    bounds: &'r mut [V],
+}
+
+impl<R: Tables, A: Lines<R>, H: LinesMut<R>> StepRow<'_, R, A, H> {
+    /// One strip.
     #[inline(always)]
-    fn run<V: Vector<Real = R>>(self, zero: V) {
-        let (count, dstate) = (self.blocks, self.dstate);
-        let [u, delta] = [self.u, self.delta].map(|x| rows(zero, x, count));
-        let bias = self.delta_bias.map(|x| rows(zero, x, count));
-        let (dt, scratch) = rows_mut(zero, self.scratch, 4 * count).split_at_mut(count);
-        let out = rows_mut(zero, self.out, count);
+    fn strip<V: Vector<Real = R>>(&mut self, zero: V, strip: Strip<'_, V>) {
+        let (Strip { first, u, delta, bias, z, d, out, bounds }, dstate) = (strip, self.dstate);
+        let count = out.len();
+        let (dt, scratch) = rows_mut(zero, self.scratch, 4 * STRIP).split_at_mut(STRIP);
+        let (even, scratch) = scratch.split_at_mut(STRIP);
+        let (odd, subtotal) = scratch.split_at_mut(STRIP);
+        let dt = &mut dt[..count];
         for k in 0..count {
             dt[k] = delta[k] + bias.map_or(zero, |bias| bias[k]);
         }
@@ -278,19 +299,18 @@ impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
                 dt[k] = softplus_of(dt[k], out[k]);
             }
         }
-        let (even, scratch) = scratch.split_at_mut(count);
-        let (odd, subtotal) = scratch.split_at_mut(count);
         let walk = Walk {
+            first,
             dstate,
             prepared: self.prepared,
             a: self.a,
-            h: self.h,
+            h: &mut *self.h,
             b: &self.b[..dstate],
             c: &self.c[..dstate],
             dt,
             u,
             out: &mut *out,
-            bounds: rows_mut(zero, self.bounds, count),
+            bounds,
             sums: [even, odd],
             subtotal,
             columns: rows_mut(zero, self.columns, if self.by_channel { dstate } else { 0 }),
@@ -300,16 +320,58 @@ impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
         } else {
             zero.outline(Along(walk))
         }
-        if let Some(d) = self.d {
-            let d = rows(zero, d, count);
+        if let Some(d) = d {
             for k in 0..count {
                 out[k] = d[k].mul_add(u[k], out[k]);
             }
         }
-        if let Some(z) = self.z {
-            let z = rows(zero, z, count);
+        if let Some(z) = z {
             for k in 0..count {
                 out[k] = out[k] * silu(z[k]);
+            }
+        }
+    }
+}
+
+impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(mut self, zero: V) {
+        let all = self.blocks;
+        let [u, delta] = [self.u, self.delta].map(|x| rows(zero, x, all));
+        let [bias, z, d] = [self.delta_bias, self.z, self.d].map(|x| x.map(|x| rows(zero, x, all)));
+        let out = rows_mut(zero, core::mem::take(&mut self.out), all);
+        let bounds = rows_mut(zero, core::mem::take(&mut self.bounds), all);
+        for (i, (out, bounds)) in out.chunks_mut(STRIP).zip(bounds.chunks_mut(STRIP)).enumerate() {
+            let (first, end) = (i * STRIP, i * STRIP + out.len());
+            let [bias, z, d] = [bias, z, d].map(|x| x.map(|x| &x[first..end]));
+            self.strip(zero, Strip { first, u: &u[first..end], delta: &delta[first..end], bias, z, d, out, bounds });
+        }
+    }
+}
+
+impl<R: Tables, A: Lines<R>> Op<R> for Turn<'_, R, A> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(self, zero: V) {
+        let (width, chunks) = (self.blocks * V::LANES, self.dstate / V::LANES);
+        let mut lines = self.to[..self.dstate * width].chunks_exact_mut(width);
+        for chunk in 0..chunks {
+            let mut square = [zero; 16];
+            let square = &mut square[..V::LANES];
+            let mut to = [(); 16].map(|()| &mut [][..]);
+            for to in &mut to[..V::LANES] {
+                *to = rows_mut(zero, lines.next().expect("N lines"), self.blocks);
+            }
+            for k in 0..self.blocks {
+                for (i, x) in square.iter_mut().enumerate() {
+                    let [line] = self.from.lines(k * V::LANES + i);
+                    *x = loose(zero, &line[chunk * V::LANES..], 1)[0].get();
+                }
+                V::square(square);
+                for (to, x) in to.iter_mut().zip(square.iter()) {
+                    to[k] = *x;
+                }
             }
         }
     }
@@ -320,7 +382,7 @@ mod tests {
     use super::*;
     use crate::arch::testing::Staged;
     use crate::arch::testing_scan::{case, run_fwd};
-    use crate::arch::{Kernels, Lanes};
+    use crate::arch::{Kernels, Lanes, step_scratch};
     use crate::ops::Rule;
 
     struct Rows<'a, R>(&'a mut [R], usize);
@@ -365,7 +427,8 @@ mod tests {
             let mut bias = flat(&|i| cases[i].bias.clone().unwrap());
             let (mut a, mut h) = (planes(&|i| real(&cases[i].a)), planes(&|i| real(&cases[i].h)));
             let (mut b, mut c) = (Staged::<R>::from(&real(&cases[0].b)), Staged::<R>::from(&real(&cases[0].c)));
-            let [mut out, mut bounds, mut scratch] = [1, 1, 4].map(|rows| Staged::<R>::new(rows * 3 * lanes));
+            let [mut out, mut bounds] = [(); 2].map(|()| Staged::<R>::new(3 * lanes));
+            let mut scratch = Staged::<R>::new(step_scratch(lanes));
             let mut columns = Staged::<R>::new(dstate * lanes);
             k.selective_state_update(StepRow {
                 blocks: 3,

@@ -167,7 +167,7 @@ pub struct StepRow<'a, R, A, H> {
     pub by_channel: bool,
     /// Δ' = softplus(Δ + bias) instead of Δ + bias.
     pub softplus: bool,
-    /// `bounds` is as an earlier call for the same A left it.
+    /// `bounds` is as an earlier call for the same A and `blocks` left it.
     pub prepared: bool,
     /// u `[k][w]`.
     pub u: &'a [R],
@@ -191,10 +191,31 @@ pub struct StepRow<'a, R, A, H> {
     pub out: &'a mut [R],
     /// Arbitrary numbers `[k][w]`, kept for later calls.
     pub bounds: &'a mut [R],
-    /// Arbitrary numbers, four times `[k][w]`.
+    /// Arbitrary numbers, [`step_scratch`] of them.
     pub scratch: &'a mut [R],
     /// Arbitrary numbers `[n][w]`; not used where not `by_channel`.
     pub columns: &'a mut [R],
+}
+
+/// Blocks of a [`StepRow`] that are walked together, so that what is kept of them stays in the nearest cache.
+pub(super) const STRIP: usize = 32;
+
+/// Numbers of scratch memory that a [`StepRow`] of any number of blocks takes.
+pub const fn step_scratch(lanes: usize) -> usize {
+    4 * STRIP * lanes
+}
+
+/// Lines of a channel's states, N a multiple of `W`, to lines of a state's channels.
+#[derive(Debug)]
+pub struct Turn<'a, R, A> {
+    /// Blocks of channels.
+    pub blocks: usize,
+    /// N.
+    pub dstate: usize,
+    /// A line a channel.
+    pub from: &'a A,
+    /// `[n][blocks · W]`.
+    pub to: &'a mut [R],
 }
 
 /// How many states the backward pass walks at once.
