@@ -2,7 +2,7 @@
 
 use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
 use crate::arch::generic::product::Product;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow, Turn};
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvRows, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow, Turn};
 use crate::arch::{Kernels, Lanes};
 
 impl Kernels {
@@ -17,7 +17,7 @@ impl Kernels {
     }
 
     /// Channels for states.
-    pub fn turn<R: Lanes>(self, args: Turn<'_, R, impl Lines<R>>) {
+    pub fn turn<R: Lanes>(self, args: Turn<'_, R>) {
         self.run(args);
     }
 
@@ -48,6 +48,11 @@ impl Kernels {
 
     /// One tile of the causal convolution, forward.
     pub fn causal_conv1d_fwd<R: Lanes>(self, args: ConvFwd<'_, R>) {
+        self.run(args);
+    }
+
+    /// The causal convolution over whole rows, forward.
+    pub fn causal_conv1d_rows<R: Lanes>(self, args: ConvRows<'_, R, impl Lines<R>, impl LinesMut<R>>) {
         self.run(args);
     }
 

@@ -46,7 +46,8 @@ pub(super) trait Source<R>: Sync {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
     /// See [`lines`].
     fn lines(&self, region: Region, to: &mut [usize]) -> usize;
-    /// The region where it lies, if its numbers are of type `R` and contiguous along the rows, or else the `columns`, as asked.
+    /// The region where it lies, if its numbers are of type `R`: its rows, if each is contiguous, or, where `columns` are asked for, all of
+    /// its columns in one line, if they are contiguous one after another.
     fn in_place(&self, region: Region, columns: bool) -> Option<Rows<'_, R>>;
 }
 
@@ -114,7 +115,12 @@ impl<E: Element, R: Lanes> Tensor<R> for ViewMut<'_, E, 4> {
     fn in_place(&mut self, region: Region, columns: bool) -> Option<RowsMut<'_, R>> {
         let Region { outer: [o, p], rows, cols } = region;
         let tile = self.reborrow().same::<R>()?.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
-        if columns { tile.permute([0, 1, 3, 2]).into_rows() } else { tile.into_rows() }
+        if !columns {
+            return tile.into_rows();
+        }
+        let tile = tile.permute([0, 1, 3, 2]);
+        let len = tile.as_view().as_slice()?.len();
+        ViewMut::new(tile.into_slice(), [1, len]).into_rows()
     }
 }
 
@@ -207,7 +213,11 @@ impl<E: Element, R: Lanes> Source<R> for View<'_, E, 4> {
     fn in_place(&self, region: Region, columns: bool) -> Option<Rows<'_, R>> {
         let Region { outer: [o, p], rows, cols } = region;
         let tile = self.same::<R>()?.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
-        if columns { tile.permute([0, 1, 3, 2]).lines() } else { tile.lines() }
+        if !columns {
+            return tile.lines();
+        }
+        let all = tile.permute([0, 1, 3, 2]).as_slice()?;
+        View::new(all, [1, all.len()]).lines()
     }
 }
 

@@ -126,7 +126,10 @@ fn blocks_of_rows<R: Lanes>(
         (_, Some(a)) => a,
         (from, _) => {
             match from {
-                Some(from) => inputs.kernels.turn(arch::Turn { blocks: width / lanes, dstate, from: &from, to: &mut *a }),
+                Some(from) => {
+                    let [from] = from.several::<1>(0);
+                    inputs.kernels.turn(arch::Turn { blocks: width / lanes, dstate, from, to: &mut *a });
+                }
                 None => inputs.a.stage(region(0, &channels), states, &mut real(a)),
             }
             View::new(&*a, [dstate, width]).lines().expect("contiguous")

@@ -2,8 +2,8 @@
 
 use crate::arch::generic::silu::{silu, silu_and_grad};
 use crate::arch::generic::tables::Tables;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvTile, TILE};
-use crate::arch::generic::vector::{Op, Vector, rows, rows_mut};
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvRows, ConvTile, Lines, LinesMut, TILE};
+use crate::arch::generic::vector::{Op, Vector, loose, loose_mut, rows, rows_mut};
 use crate::element::Real as _;
 
 /// Σ_k weight_k·x_{t+k} + bias.
@@ -53,6 +53,62 @@ impl<R: Tables> Op<R> for ConvFwd<'_, R> {
                     *out = if act { silu(sum) } else { sum };
                 }
             }
+        }
+    }
+}
+
+/// `T` outputs of all blocks from output `t` on, which take `M` = W − 1 + T lines.
+#[inline(always)]
+fn outputs<V: Vector, const W: usize, const T: usize, const M: usize>(
+    zero: V,
+    args: &mut ConvRows<'_, V::Real, impl Lines<V::Real>, impl LinesMut<V::Real>>,
+    t: usize,
+) {
+    let (blocks, act) = (args.blocks, args.silu);
+    let x = args.x.lines::<M>(t).map(|line| loose(zero, line, blocks));
+    let out = args.out.lines_mut::<T>(args.first + t).map(|line| loose_mut(zero, line, blocks));
+    let (weight, bias) = (rows(zero, args.weight, W * blocks), rows(zero, args.bias, blocks));
+    for (k, (weight, bias)) in weight.chunks_exact(W).zip(bias).enumerate() {
+        let (mut window, mut sums) = ([zero; M], [zero; T]);
+        for i in 0..M {
+            window[i] = x[i][k].get();
+        }
+        for i in 0..T {
+            let sum = taps(weight, *bias, &window[i..i + W]);
+            sums[i] = if act { silu(sum) } else { sum };
+        }
+        for i in 0..T {
+            out[i][k].set(sums[i]);
+        }
+    }
+}
+
+/// All outputs, few at a time, so that weights and inputs are read for several of them.
+#[inline(always)]
+fn over_rows<V: Vector, const W: usize, const M: usize>(
+    zero: V,
+    mut args: ConvRows<'_, V::Real, impl Lines<V::Real>, impl LinesMut<V::Real>>,
+) {
+    let mut t = 0;
+    while t + 4 <= args.steps {
+        outputs::<V, W, 4, M>(zero, &mut args, t);
+        t += 4;
+    }
+    while t < args.steps {
+        outputs::<V, W, 1, W>(zero, &mut args, t);
+        t += 1;
+    }
+}
+
+impl<R: Tables, X: Lines<R>, O: LinesMut<R>> Op<R> for ConvRows<'_, R, X, O> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(self, zero: V) {
+        match self.width {
+            2 => over_rows::<V, 2, 5>(zero, self),
+            3 => over_rows::<V, 3, 6>(zero, self),
+            4 => over_rows::<V, 4, 7>(zero, self),
+            width => panic!("a filter of {width} taps is applied to tiles"),
         }
     }
 }

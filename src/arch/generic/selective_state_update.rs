@@ -7,7 +7,7 @@ use crate::arch::generic::silu::silu;
 use crate::arch::generic::softplus::softplus_of;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{Lines, LinesMut, STRIP, StepRow, Turn};
-use crate::arch::generic::vector::{Op, Part, Vector, loose, loose_mut, rows, rows_mut};
+use crate::arch::generic::vector::{Loose, Op, Part, Vector, loose, loose_mut, rows, rows_mut};
 
 /// The recurrence of a strip of blocks.
 struct Walk<'r, V: Vector, A, H> {
@@ -151,59 +151,46 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Along<'_, V
     }
 }
 
-/// [`Walk`] where a line is a channel's states, a multiple of the lanes: one block after another, which is turned once.
+/// [`Walk`] where a channel's states, a multiple of the lanes, follow another's: one block after another, which is turned once.
 struct Across<'r, V: Vector, A, H>(Walk<'r, V, A, H>);
 
-impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Across<'_, V, A, H> {
-    /// `NB` channels of block `k` from channel `i` on: their new states, to `columns` as well.
-    #[inline(always)]
-    fn lines<const NB: usize, const SMALL: bool>(&mut self, zero: V, [k, i]: [usize; 2], du: V) {
-        let Walk { first, dstate, a, h, b, dt, columns, .. } = &mut self.0;
-        let (at, chunks) = ((*first + k) * V::LANES + i, *dstate / V::LANES);
-        let a = a.lines::<NB>(at).map(|line| loose(zero, line, chunks));
-        let h = h.lines_mut::<NB>(at).map(|line| loose_mut(zero, line, chunks));
-        let (dt, du) = (&dt[k].lanes()[i..i + NB], &du.lanes()[i..i + NB]);
-        let b = loose(zero, b, chunks);
-        for (chunk, columns) in columns.chunks_exact_mut(V::LANES).take(chunks).enumerate() {
-            let (b, columns) = (b[chunk].get(), &mut columns[i..i + NB]);
-            for j in 0..NB {
-                let x = zero.splat(dt[j]) * (a[j][chunk].get() * zero.splat(V::Real::LOG2_E));
-                let new = exp2::<V, SMALL>(x).mul_add(h[j][chunk].get(), zero.splat(du[j]) * b);
-                h[j][chunk].set(new);
-                columns[j] = new;
-            }
-        }
-    }
+/// The numbers of block `k` of channels.
+#[inline(always)]
+fn block<V: Vector>(zero: V, line: &[V::Real], k: usize, dstate: usize) -> &[Loose<V>] {
+    loose(zero, &line[k * V::LANES * dstate..], dstate)
+}
 
+impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Across<'_, V, A, H> {
     #[inline(always)]
     fn block<const SMALL: bool>(&mut self, zero: V, k: usize) {
-        let du = self.0.dt[k] * self.0.u[k];
-        if V::LANES >= 4 {
-            for i in (0..V::LANES).step_by(4) {
-                self.lines::<4, SMALL>(zero, [k, i], du);
-            }
-        } else {
+        let Walk { first, dstate, a, h, b, c, dt, u, out, columns, .. } = &mut self.0;
+        let (at, chunks, du) = (*first + k, *dstate / V::LANES, dt[k] * u[k]);
+        let ([a], [h]) = (a.lines::<1>(0), h.lines_mut::<1>(0));
+        let a = block(zero, a, at, *dstate);
+        let h = loose_mut(zero, &mut h[at * V::LANES * *dstate..], *dstate);
+        let (b, columns) = (loose(zero, b, chunks), &mut columns[..*dstate]);
+        let (dt, du) = (dt[k].lanes(), du.lanes());
+        for chunk in 0..chunks {
+            let (b, columns) = (b[chunk].get(), &mut columns[chunk * V::LANES..][..V::LANES]);
             for i in 0..V::LANES {
-                self.lines::<1, SMALL>(zero, [k, i], du);
+                let at = i * chunks + chunk;
+                let x = zero.splat(dt[i]) * (a[at].get() * zero.splat(V::Real::LOG2_E));
+                let new = exp2::<V, SMALL>(x).mul_add(h[at].get(), zero.splat(du[i]) * b);
+                h[at].set(new);
+                columns[i] = new;
             }
-        }
-        for columns in self.0.columns.chunks_exact_mut(V::LANES) {
             V::square(columns);
         }
-        self.0.out[k] = contract(zero, self.0.columns, self.0.c);
+        out[k] = contract(zero, columns, c);
     }
 
     /// Fills `bounds[k]`.
     #[inline(always)]
     fn prepare(&mut self, zero: V, k: usize) {
         let Walk { first, dstate, a, bounds, .. } = &mut self.0;
-        let mut sums = [zero; 4];
-        for i in (0..V::LANES).step_by(2) {
-            let lines = a.lines::<2>((*first + k) * V::LANES + i).map(|line| loose(zero, line, *dstate / V::LANES));
-            for (chunk, a) in lines[0].iter().enumerate() {
-                let (a, b, j) = (a.get(), lines[1][chunk].get(), i % 4);
-                (sums[j], sums[j + 1]) = (a.mul_add(a, sums[j]), b.mul_add(b, sums[j + 1]));
-            }
+        let ([line], mut sums) = (a.lines::<1>(0), [zero; 4]);
+        for (i, a) in block(zero, line, *first + k, *dstate).iter().enumerate() {
+            sums[i % 4] = a.get().mul_add(a.get(), sums[i % 4]);
         }
         let total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         // A NaN is not the largest of anything.
@@ -350,27 +337,22 @@ impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
     }
 }
 
-impl<R: Tables, A: Lines<R>> Op<R> for Turn<'_, R, A> {
+impl<R: Tables> Op<R> for Turn<'_, R> {
     type Out = ();
     #[inline(always)]
     fn run<V: Vector<Real = R>>(self, zero: V) {
-        let (width, chunks) = (self.blocks * V::LANES, self.dstate / V::LANES);
-        let mut lines = self.to[..self.dstate * width].chunks_exact_mut(width);
-        for chunk in 0..chunks {
-            let mut square = [zero; 16];
-            let square = &mut square[..V::LANES];
-            let mut to = [(); 16].map(|()| &mut [][..]);
-            for to in &mut to[..V::LANES] {
-                *to = rows_mut(zero, lines.next().expect("N lines"), self.blocks);
-            }
-            for k in 0..self.blocks {
-                for (i, x) in square.iter_mut().enumerate() {
-                    let [line] = self.from.lines(k * V::LANES + i);
-                    *x = loose(zero, &line[chunk * V::LANES..], 1)[0].get();
+        let (dstate, chunks) = (self.dstate, self.dstate / V::LANES);
+        let to = rows_mut(zero, self.to, dstate * self.blocks);
+        for k in 0..self.blocks {
+            let from = block(zero, self.from, k, dstate);
+            for chunk in 0..chunks {
+                let mut square = [zero; 16];
+                for i in 0..V::LANES {
+                    square[i] = from[i * chunks + chunk].get();
                 }
-                V::square(square);
-                for (to, x) in to.iter_mut().zip(square.iter()) {
-                    to[k] = *x;
+                V::square(&mut square[..V::LANES]);
+                for i in 0..V::LANES {
+                    to[(chunk * V::LANES + i) * self.blocks + k] = square[i];
                 }
             }
         }
@@ -413,7 +395,7 @@ mod tests {
             }
             let flat = |pick: &dyn Fn(usize) -> Vec<f64>| Staged::<R>::from(&(0..3).flat_map(pick).collect::<Vec<_>>());
             let place = |i: usize, n: usize, w: usize| if by_channel { (i * lanes + w) * dstate + n } else { (n * 3 + i) * lanes + w };
-            let line = if by_channel { dstate } else { 3 * lanes };
+            let line = if by_channel { 3 * lanes * dstate } else { 3 * lanes };
             let planes = |pick: &dyn Fn(usize) -> Vec<f64>| {
                 let mut all = vec![0.0; 3 * dstate * lanes];
                 for i in 0..3 {

@@ -163,7 +163,7 @@ pub struct StepRow<'a, R, A, H> {
     pub blocks: usize,
     /// States a channel, N ≥ 1.
     pub dstate: usize,
-    /// A line of `a` and `h` is a channel's states, N a multiple of `W`; else it is a state's channels.
+    /// `a` and `h` are one line each, a channel's states after another's, N a multiple of `W`; else a line is a state's channels.
     pub by_channel: bool,
     /// Δ' = softplus(Δ + bias) instead of Δ + bias.
     pub softplus: bool,
@@ -205,15 +205,15 @@ pub const fn step_scratch(lanes: usize) -> usize {
     4 * STRIP * lanes
 }
 
-/// Lines of a channel's states, N a multiple of `W`, to lines of a state's channels.
+/// A channel's states after another's, N a multiple of `W`, to lines of a state's channels.
 #[derive(Debug)]
-pub struct Turn<'a, R, A> {
+pub struct Turn<'a, R> {
     /// Blocks of channels.
     pub blocks: usize,
     /// N.
     pub dstate: usize,
-    /// A line a channel.
-    pub from: &'a A,
+    /// `[channel][n]`.
+    pub from: &'a [R],
     /// `[n][blocks · W]`.
     pub to: &'a mut [R],
 }
@@ -267,6 +267,29 @@ pub struct ConvFwd<'a, R> {
     pub tile: ConvTile<'a, R>,
     /// out `[t][w]`, overwritten.
     pub out: &'a mut [R],
+}
+
+/// The convolution over whole rows where they lie, W from 2 to 4. The bits are those of [`ConvFwd`].
+#[derive(Debug)]
+pub struct ConvRows<'a, R, X, O> {
+    /// Outputs a channel.
+    pub steps: usize,
+    /// Taps.
+    pub width: usize,
+    /// Blocks of channels, `k` below.
+    pub blocks: usize,
+    /// Whether the activation is SiLU, else none.
+    pub silu: bool,
+    /// W − 1 + steps lines of channels.
+    pub x: &'a X,
+    /// `[k][tap][w]`.
+    pub weight: &'a [R],
+    /// `[k][w]`.
+    pub bias: &'a [R],
+    /// Lines of channels.
+    pub out: &'a mut O,
+    /// The line of the first output.
+    pub first: usize,
 }
 
 /// A [`ConvTile`], backward. Every gradient is overwritten with this tile's share: the driver adds up the shares of tiles. The

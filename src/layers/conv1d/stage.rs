@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::layers::rows::{copy_lanes, load_row};
 use crate::ops::{silu, silu_grad};
 use crate::sequences::Tile;
-use crate::view::View;
+use crate::view::{Rows, RowsMut, View};
 use crate::workspace::bytes_of;
 
 /// Positions that are staged at a time. Gradients of the weights are summed by tiles of so many.
@@ -23,6 +23,15 @@ pub(crate) trait ConvKernel: Copy + Sync {
     fn lanes<A: Real>(self, channels: usize) -> usize;
     /// The outputs of one group for as many positions as `outputs` has rows. `rows` begins with the W − 1 rows before the first.
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]);
+    /// Whether there is an [`ConvKernel::in_place`] for so many taps.
+    fn has_in_place(self, _width: usize) -> bool {
+        false
+    }
+    /// All outputs of whole groups of channels with the bits of `forward`: the lines of `x` are W − 1 rows before the first output and then
+    /// its own and the next ones'; outputs are the lines of `out` from `first` on.
+    fn in_place<A: Real>(self, _filter: &Filter<'_, A>, _x: &Rows<'_, A>, _out: &mut RowsMut<'_, A>, _first: usize, _steps: usize) {
+        unreachable!("a kernel without it")
+    }
     /// The gradients of one group for as many positions as `grad_out` has rows, from `rows` as in `forward`; `grad_out` is overwritten.
     fn backward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], grad_out: &mut [A], grads: TileGrads<'_, A>);
 }
