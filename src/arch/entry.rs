@@ -2,7 +2,9 @@
 
 use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
 use crate::arch::generic::product::Product;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvRows, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow, Turn};
+use crate::arch::generic::tiles::{
+    ConvBwd, ConvFwd, ConvRows, ConvRowsBwd, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow, Turn,
+};
 use crate::arch::{Kernels, Lanes};
 
 impl Kernels {
@@ -53,6 +55,11 @@ impl Kernels {
 
     /// The causal convolution over whole rows, forward.
     pub fn causal_conv1d_rows<R: Lanes>(self, args: ConvRows<'_, R, impl Lines<R>, impl LinesMut<R>>) {
+        self.run(args);
+    }
+
+    /// Some steps of the causal convolution over whole rows, backward.
+    pub fn causal_conv1d_rows_bwd<R: Lanes>(self, args: ConvRowsBwd<'_, R, impl Lines<R>, impl LinesMut<R>>) {
         self.run(args);
     }
 

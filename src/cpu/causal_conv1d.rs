@@ -3,13 +3,13 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::{Cpu, double};
-use crate::arch::{ConvBwd as TileBwd, ConvFwd as TileFwd, ConvRows, ConvTile, Isa, Kernels, Lanes, Lines, LinesMut};
+use crate::arch::{ConvBwd as TileBwd, ConvFwd as TileFwd, ConvRows, ConvRowsBwd, ConvTile, Isa, Kernels, Lanes, Lines, LinesMut};
 use crate::buffer::Workspace;
 use crate::element::{Input, Real};
 use crate::error::Error;
 use crate::layers::conv1d::{
-    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, TileGrads, bwd_with, causal_conv1d_bwd_workspace,
-    fwd_with, fwd_workspace_with, update_with, update_workspace_with,
+    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, RowGrads, TileGrads, bwd_with,
+    causal_conv1d_bwd_workspace, fwd_with, fwd_workspace_with, update_with, update_workspace_with,
 };
 use crate::view::{Host, Rows, RowsMut};
 
@@ -68,6 +68,27 @@ fn in_place<A: Real, R: Lanes>(
     });
 }
 
+/// As [`in_place`], the gradients.
+fn backward_in_place<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: RowGrads<'_, '_, A>) {
+    kernels.causal_conv1d_rows_bwd::<R>(ConvRowsBwd {
+        steps: rows.steps,
+        first: rows.first,
+        seqlen: rows.seqlen,
+        width: filter.width,
+        blocks: filter.bias.len() / filter.lanes,
+        silu: filter.silu,
+        x: &Same(rows.x),
+        grad_out: &Same(rows.grad_out),
+        grad_x: rows.grad_x.map(Same).as_mut(),
+        weight: cast_slice(filter.taps),
+        bias: cast_slice(filter.bias),
+        window: cast_slice_mut(rows.window),
+        open: cast_slice_mut(rows.open),
+        head: cast_slice_mut(rows.head),
+        grad_filter: rows.filter,
+    });
+}
+
 /// Vectors of a block: a block is several cache lines of a row, so that few pages are met for many numbers.
 const VECTORS: usize = 8;
 
@@ -101,6 +122,14 @@ impl ConvKernel for Kernels {
             in_place::<A, f64>(self, filter, x, out, [first, steps]);
         } else {
             in_place::<A, f32>(self, filter, x, out, [first, steps]);
+        }
+    }
+
+    fn backward_in_place<A: Real>(self, filter: &Filter<'_, A>, rows: RowGrads<'_, '_, A>) {
+        if double::<A>() {
+            backward_in_place::<A, f64>(self, filter, rows);
+        } else {
+            backward_in_place::<A, f32>(self, filter, rows);
         }
     }
 

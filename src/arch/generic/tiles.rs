@@ -292,6 +292,41 @@ pub struct ConvRows<'a, R, X, O> {
     pub first: usize,
 }
 
+/// [`ConvRows`], backward, over some steps. Every sum is in the order of [`ConvBwd`].
+#[derive(Debug)]
+pub struct ConvRowsBwd<'a, R, X, O> {
+    /// Steps.
+    pub steps: usize,
+    /// The line of the first of them.
+    pub first: usize,
+    /// Lines.
+    pub seqlen: usize,
+    /// Taps.
+    pub width: usize,
+    /// Blocks of channels, `k` below.
+    pub blocks: usize,
+    /// Whether the activation is SiLU, else none.
+    pub silu: bool,
+    /// Lines of channels.
+    pub x: &'a X,
+    /// ∂out.
+    pub grad_out: &'a X,
+    /// ∂x, if it is wanted: the lines W − 1 before those of the steps are written.
+    pub grad_x: Option<&'a mut O>,
+    /// `[k][tap][w]`.
+    pub weight: &'a [R],
+    /// `[k][w]`.
+    pub bias: &'a [R],
+    /// The last W − 1 inputs `[k][tap][w]`: before the steps on entry, of them on return.
+    pub window: &'a mut [R],
+    /// What is known of ∂x of the last W − 1 steps `[k][tap][w]`, in the same way.
+    pub open: &'a mut [R],
+    /// `[line][k][w]`: what would be lines of `grad_x` before the first, W − 1 of them.
+    pub head: &'a mut [R],
+    /// ∂weight and then ∂bias `[k][tap][w]`: sums over these steps.
+    pub grad_filter: &'a mut [f64],
+}
+
 /// A [`ConvTile`], backward. Every gradient is overwritten with this tile's share: the driver adds up the shares of tiles. The
 /// rows of `grad_x` that belong to the window are to be added to the last rows of the tile before, or to ∂(initial window).
 #[derive(Debug)]
