@@ -325,6 +325,22 @@ pub(super) fn forward<I: Input, W: Weight<Real = I::Accum>>(
     run(engine, args, &problem, ws, None)
 }
 
+/// The forward scan that also keeps the states before every 16 steps of whole rows, from slot b·⌈L/16⌉ on, as [`Cuda::selective_scan_fwd_with_states`] does.
+pub(super) fn keeping<I: Input, W: Weight<Real = I::Accum>>(
+    engine: &Cuda,
+    args: SelectiveFwd<'_, I, W, Device>,
+    address: i64,
+    ws: &mut Workspace<'_, Device>,
+) -> Result<(), Error> {
+    let problem = args.check()?;
+    run(engine, args, &problem, ws, Some(Saved { address, row: problem.seqlen.div_ceil(16), log: 4 }))
+}
+
+/// Whether [`keeping`] can do so: where tiles walk.
+pub(super) fn keeps<I: Input, W: Weight<Real = I::Accum>>(problem: &SelectiveProblem, sequences: &Sequences<'_, Device>) -> bool {
+    matches!(sequences, Sequences::Rows) && Tile::of(&scan_of::<I, W>(problem), problem, false).is_some()
+}
+
 impl Cuda {
     /// The forward scan, which also keeps the states before steps 0, E, 2E, … of every sequence, E being `every`, a power of two from 16 to 128: `saved` is
     /// (slots, D, N), contiguous. Step k·E of row b has slot b·⌈L/E⌉ + k; that of packed sequence s, from offset_s on, ⌊offset_s/E⌋ + s + k, of ⌊L/E⌋ + sequences + 1.
