@@ -78,10 +78,24 @@ fn extent<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R]) 
     if dims.contains(&0) {
         return None;
     }
-    let (mut low, mut high) = (offset as i128, offset as i128);
+    extent_of_sizes(offset, dims, strides).map(|(low, high)| (low as i128, high as i128)).or_else(|| {
+        // Where that overflows.
+        let (mut low, mut high) = (offset as i128, offset as i128);
+        for (dim, stride) in dims.into_iter().zip(strides) {
+            let reach = (dim as i128 - 1).saturating_mul(stride as i128);
+            if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
+        }
+        Some((low, high))
+    })
+}
+
+/// [`extent`] of a layout that is not empty, in the machine's own numbers; None where they overflow.
+fn extent_of_sizes<const R: usize>(offset: usize, dims: [usize; R], strides: [isize; R]) -> Option<(isize, isize)> {
+    let first = isize::try_from(offset).ok()?;
+    let (mut low, mut high) = (first, first);
     for (dim, stride) in dims.into_iter().zip(strides) {
-        let reach = (dim as i128 - 1).saturating_mul(stride as i128);
-        if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
+        let reach = isize::try_from(dim - 1).ok()?.checked_mul(stride)?;
+        if reach < 0 { low = low.checked_add(reach)? } else { high = high.checked_add(reach)? }
     }
     Some((low, high))
 }
@@ -115,13 +129,14 @@ fn nests<const R: usize>(dims: [usize; R], strides: [isize; R]) -> bool {
     }
     let mut axes: [(usize, usize); R] = core::array::from_fn(|i| (strides[i].unsigned_abs(), dims[i]));
     axes.sort_unstable();
-    let mut inside = 0u128;
+    let mut inside = 0usize;
     for (stride, dim) in axes {
         if dim > 1 {
-            if (stride as u128) <= inside {
+            // No stride is above the largest number, at which the sum stays.
+            if stride <= inside {
                 return false;
             }
-            inside = inside.saturating_add((dim as u128 - 1).saturating_mul(stride as u128));
+            inside = inside.saturating_add((dim - 1).saturating_mul(stride));
         }
     }
     true

@@ -5,7 +5,7 @@ use core::ops::Range;
 use super::Cpu;
 use super::grid::{Grid, Shape};
 use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block_mut, real, shared};
-use super::stage::{Blocks, Region, Sink, Tensor, row_mut, state_mut};
+use super::stage::{Blocks, Region, Sink, Source, Tensor, row_mut, state_mut};
 use super::table::{TILE, fwd_blocks};
 use crate::arch::{self, Lanes, Planes, fwd_scratch, step_scratch};
 use crate::buffer::Workspace;
@@ -138,12 +138,12 @@ fn blocks_of_rows<R: Lanes>(
     let mut row = Row::new(inputs, &channels, &mut ws);
     for batch in 0..inputs.problem.batch {
         let Some(slot) = slot(batch) else { continue };
-        row.vary(inputs, batch, &channels);
         if let Some(mut h) = state.in_place(region(slot, &here), by_channel).filter(|_| whole) {
-            row.step(inputs, by_channel, &a, &mut h);
+            row.step(inputs, (batch, &channels), by_channel, &a, &mut h);
         } else {
             state.stage(region(slot, &here), states, &mut real(h));
-            row.step(inputs, false, &a, &mut ViewMut::new(&mut *h, [dstate, width]).into_rows().expect("contiguous"));
+            let mut rows = ViewMut::new(&mut *h, [dstate, width]).into_rows().expect("contiguous");
+            row.step(inputs, (batch, &channels), false, &a, &mut rows);
             state.put(region(slot, &here), states, &Planes { re: h, im: None });
         }
         out.put(Region { outer: [batch, 0], rows: 0..1, cols: here.clone() }, row.blocks, &Planes { re: row.out, im: None });
@@ -155,11 +155,10 @@ struct Row<'s, R> {
     blocks: Blocks,
     count: usize,
     prepared: bool,
-    u: &'s mut [R],
-    delta: &'s mut [R],
-    z: &'s mut [R],
-    d: &'s mut [R],
-    delta_bias: &'s mut [R],
+    d: Option<&'s [R]>,
+    delta_bias: Option<&'s [R]>,
+    /// Room for u, Δ and z where they are not used where they lie.
+    staged: [&'s mut [R]; 3],
     b: &'s mut [R],
     c: &'s mut [R],
     out: &'s mut [R],
@@ -168,48 +167,60 @@ struct Row<'s, R> {
     columns: &'s mut [R],
 }
 
+/// One row of channels, where it lies if it can be used there, or else in `room`.
+fn place<'s, R: Lanes>(source: &'s dyn Source<R>, row: Region, blocks: Blocks, room: &'s mut [R]) -> &'s [R] {
+    match source.in_place(row.clone(), false) {
+        Some(rows) if row.cols.len() == room.len() => rows.several::<1>(0)[0],
+        _ => {
+            source.stage(row, blocks, &mut real(room));
+            room
+        }
+    }
+}
+
 impl<'s, R: Lanes> Row<'s, R> {
-    /// Takes memory, and stages what does not vary by row.
-    fn new(inputs: &Inputs<'_, R>, channels: &Range<usize>, ws: &mut Workspace<'s>) -> Self {
+    /// Takes memory, and what does not vary by row.
+    fn new(inputs: &'s Inputs<'_, R>, channels: &Range<usize>, ws: &mut Workspace<'s>) -> Self {
         let Extent { lanes, dstate, .. } = inputs.extent;
         let count = channels.len().div_ceil(lanes);
-        let [u, delta, z, d, delta_bias, out, bounds] = [(); 7].map(|()| ws.slice::<R>(count * lanes).expect(SIZED));
+        let mut take = || ws.slice::<R>(count * lanes).expect(SIZED);
+        let (staged, [d, delta_bias, out, bounds]) = ([(); 3].map(|()| take()), [(); 4].map(|()| take()));
         let scratch = ws.slice::<R>(step_scratch(lanes)).expect(SIZED);
         let [b, c, columns] = [1, 1, lanes].map(|width| ws.slice::<R>(dstate * width).expect(SIZED));
         let blocks = Blocks { width: count * lanes, stride: 0, first: 0 };
         let all = Region { outer: [0, 0], rows: 0..1, cols: channels.clone() };
-        for (source, into) in [(inputs.d, &mut *d), (inputs.delta_bias, &mut *delta_bias)] {
-            source.into_iter().for_each(|source| source.stage(all.clone(), blocks, &mut real(into)));
-        }
-        Row { blocks, count, prepared: false, u, delta, z, d, delta_bias, b, c, out, bounds, scratch, columns }
+        let d = inputs.d.map(|source| place(source, all.clone(), blocks, d));
+        let delta_bias = inputs.delta_bias.map(|source| place(source, all, blocks, delta_bias));
+        Row { blocks, count, prepared: false, d, delta_bias, staged, b, c, out, bounds, scratch, columns }
     }
 
-    /// Stages what does vary.
-    fn vary(&mut self, inputs: &Inputs<'_, R>, batch: usize, channels: &Range<usize>) {
-        let row = Region { outer: [batch, 0], rows: 0..1, cols: channels.clone() };
-        for (source, into) in [(Some(inputs.u), &mut *self.u), (Some(inputs.delta), &mut *self.delta), (inputs.z, &mut *self.z)] {
-            source.into_iter().for_each(|source| source.stage(row.clone(), self.blocks, &mut real(into)));
-        }
-        let problem = &inputs.problem;
+    /// Row `batch`.
+    fn step(
+        &mut self,
+        inputs: &Inputs<'_, R>,
+        (batch, channels): (usize, &Range<usize>),
+        by_channel: bool,
+        a: &Rows<'_, R>,
+        h: &mut RowsMut<'_, R>,
+    ) {
+        let (problem, row) = (&inputs.problem, Region { outer: [batch, 0], rows: 0..1, cols: channels.clone() });
         for (source, groups, into) in [(inputs.b, problem.groups_b, &mut *self.b), (inputs.c, problem.groups_c, &mut *self.c)] {
             let group = channels.start * groups.unwrap_or(1) / problem.dim;
             let region = Region { outer: [batch, group], rows: 0..1, cols: 0..inputs.extent.dstate };
             source.stage(region, inputs.extent.varying(), &mut real(into));
         }
-    }
-
-    fn step(&mut self, inputs: &Inputs<'_, R>, by_channel: bool, a: &Rows<'_, R>, h: &mut RowsMut<'_, R>) {
+        let [u, delta, z] = &mut self.staged;
         inputs.kernels.selective_state_update(arch::StepRow {
             blocks: self.count,
             dstate: inputs.extent.dstate,
             by_channel,
-            softplus: inputs.problem.options.delta_softplus,
+            softplus: problem.options.delta_softplus,
             prepared: self.prepared,
-            u: self.u,
-            delta: self.delta,
-            delta_bias: inputs.delta_bias.map(|_| &*self.delta_bias),
-            z: inputs.z.map(|_| &*self.z),
-            d: inputs.d.map(|_| &*self.d),
+            u: place(inputs.u, row.clone(), self.blocks, u),
+            delta: place(inputs.delta, row.clone(), self.blocks, delta),
+            delta_bias: self.delta_bias,
+            z: inputs.z.map(|source| place(source, row, self.blocks, z)),
+            d: self.d,
             a,
             b: self.b,
             c: self.c,

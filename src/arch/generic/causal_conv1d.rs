@@ -269,7 +269,7 @@ impl<R: Tables> Op<R> for ConvBwd<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::testing::Staged;
+    use crate::arch::testing::{Rows, Staged};
     use crate::arch::testing_scan::{Random, error};
     use crate::arch::{Kernels, Lanes};
     use crate::ops;
@@ -350,6 +350,89 @@ mod tests {
         for (act, biased) in [(false, false), (false, true), (true, false), (true, true)] {
             check::<f32>(act, biased, 4e-7);
             check::<f64>(act, biased, 8e-16);
+        }
+    }
+
+    /// Three blocks of whole rows have the bits of as many tiles, forward and backward.
+    fn check_rows<R: Lanes>(k: Kernels, width: usize, steps: usize) {
+        let (lanes, before, mut r) = (k.lanes::<R>(), width - 1, Random(width as u64));
+        let line = 3 * lanes;
+        let x = r.vec((steps + before) * line, 1.0, 0.0);
+        let grad = r.vec(steps * line, 1.0, 0.0);
+        let (weight, bias) = (r.vec(3 * width * lanes, 1.0, 0.0), r.vec(line, 1.0, 0.0));
+        let of_block = |all: &[f64], b: usize| {
+            Staged::<R>::from(&all.chunks_exact(line).flat_map(|row| row[b * lanes..][..lanes].to_vec()).collect::<Vec<_>>())
+        };
+        let [mut sx, mut sg, mut sw, mut sb] = [&x, &grad, &weight, &bias].map(|x| Staged::<R>::from(x));
+        let [mut out, mut grad_x] = [(); 2].map(|()| Staged::<R>::new(steps * line));
+        let [mut window, mut open, mut head] = [(); 3].map(|()| Staged::<R>::new(before * line));
+        let mut sums = vec![0.0; 3 * (width + 1) * lanes];
+        k.causal_conv1d_rows(ConvRows {
+            steps,
+            width,
+            blocks: 3,
+            silu: true,
+            x: &Rows(sx.get(), line),
+            weight: sw.get(),
+            bias: sb.get(),
+            out: &mut Rows(out.get(), line),
+            first: 0,
+        });
+        for (i, x) in x[..before * line].iter().enumerate() {
+            let (row, b, w) = (i / line, i % line / lanes, i % lanes);
+            window.get()[(b * before + row) * lanes + w] = R::from_f64(*x);
+        }
+        k.causal_conv1d_rows_bwd(ConvRowsBwd {
+            steps,
+            first: 0,
+            seqlen: steps,
+            width,
+            blocks: 3,
+            silu: true,
+            x: &Rows(&mut sx.get()[before * line..], line),
+            grad_out: &Rows(sg.get(), line),
+            grad_x: Some(&mut Rows(grad_x.get(), line)),
+            weight: sw.get(),
+            bias: sb.get(),
+            window: window.get(),
+            open: open.get(),
+            head: head.get(),
+            grad_filter: &mut sums,
+        });
+        for b in 0..3 {
+            let [mut x, mut grad] = [&x, &grad].map(|x| of_block(x, b));
+            let mut to = Staged::<R>::new(steps * lanes);
+            let (weight, bias) = (&sw.get()[b * width * lanes..], &sb.get()[b * lanes..]);
+            let tile = ConvTile { steps, width, silu: true, x: x.get(), weight, bias: Some(bias) };
+            k.causal_conv1d_fwd(ConvFwd { tile, out: to.get() });
+            let (mut gx, mut filter) = (Staged::<R>::new((steps + before) * lanes), vec![0.0; (width + 1) * lanes]);
+            k.causal_conv1d_bwd(ConvBwd { tile, grad_out: grad.get(), grad_x: gx.get(), grad_filter: &mut filter });
+            assert_eq!(sums[b * (width + 1) * lanes..][..(width + 1) * lanes], filter);
+            for t in 0..steps {
+                assert_eq!(out.get()[t * line + b * lanes..][..lanes], to.get()[t * lanes..][..lanes], "{:?}", k.isa());
+            }
+            for (t, want) in gx.get().chunks_exact(lanes).enumerate() {
+                let got = if t >= steps {
+                    &open.get()[(b * before + t - steps) * lanes..][..lanes]
+                } else if t < before {
+                    &head.get()[t * line + b * lanes..][..lanes]
+                } else {
+                    &grad_x.get()[(t - before) * line + b * lanes..][..lanes]
+                };
+                assert_eq!(got, want, "{:?} row {t} of {steps}, {width} taps", k.isa());
+            }
+        }
+    }
+
+    #[test]
+    fn rows_have_the_bits_of_tiles() {
+        for k in Kernels::available() {
+            for width in 2..=4 {
+                for steps in [1, 2, 3, 6, TILE] {
+                    check_rows::<f32>(k, width, steps);
+                    check_rows::<f64>(k, width, steps);
+                }
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::arch::generic::silu::silu;
 use crate::arch::generic::softplus::softplus_of;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{Lines, LinesMut, STRIP, StepRow, Turn};
-use crate::arch::generic::vector::{Loose, Op, Part, Vector, loose, loose_mut, rows, rows_mut};
+use crate::arch::generic::vector::{Loose, Op, Part, Vector, loose, loose_mut, rows_mut};
 
 /// The recurrence of a strip of blocks.
 struct Walk<'r, V: Vector, A, H> {
@@ -21,7 +21,7 @@ struct Walk<'r, V: Vector, A, H> {
     b: &'r [V::Real],
     c: &'r [V::Real],
     dt: &'r [V],
-    u: &'r [V],
+    u: &'r [Loose<V>],
     /// Σ C·h.
     out: &'r mut [V],
     /// An upper bound of (A·log₂e)²; infinite where one is, or is NaN.
@@ -61,7 +61,7 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Along<'_, V, A, H> {
         let [even, odd] = &mut walk.sums;
         let (dt, u, even, odd) = (&walk.dt[..count], &walk.u[..count], &mut even[..count], &mut odd[..count]);
         for k in 0..count {
-            let (dt, du) = (dt[k], dt[k] * u[k]);
+            let (dt, du) = (dt[k], dt[k] * u[k].get());
             let mut sums = if ends[0] { [zero; 2] } else { [even[k], odd[k]] };
             for j in 0..NB {
                 let x = dt * (a[j][k].get() * zero.splat(V::Real::LOG2_E));
@@ -164,7 +164,7 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Across<'_, V, A, H> {
     #[inline(always)]
     fn block<const SMALL: bool>(&mut self, zero: V, k: usize) {
         let Walk { first, dstate, a, h, b, c, dt, u, out, columns, .. } = &mut self.0;
-        let (at, chunks, du) = (*first + k, *dstate / V::LANES, dt[k] * u[k]);
+        let (at, chunks, du) = (*first + k, *dstate / V::LANES, dt[k] * u[k].get());
         let ([a], [h]) = (a.lines::<1>(0), h.lines_mut::<1>(0));
         let a = block(zero, a, at, *dstate);
         let h = loose_mut(zero, &mut h[at * V::LANES * *dstate..], *dstate);
@@ -256,11 +256,11 @@ impl<V: Vector, A: Lines<V::Real>, H: LinesMut<V::Real>> Part<V> for Across<'_, 
 /// What a strip's blocks have of their own, as vectors.
 struct Strip<'r, V> {
     first: usize,
-    u: &'r [V],
-    delta: &'r [V],
-    bias: Option<&'r [V]>,
-    z: Option<&'r [V]>,
-    d: Option<&'r [V]>,
+    u: &'r [Loose<V>],
+    delta: &'r [Loose<V>],
+    bias: Option<&'r [Loose<V>]>,
+    z: Option<&'r [Loose<V>]>,
+    d: Option<&'r [Loose<V>]>,
     out: &'r mut [V],
     bounds: &'r mut [V],
 }
@@ -276,7 +276,7 @@ impl<R: Tables, A: Lines<R>, H: LinesMut<R>> StepRow<'_, R, A, H> {
         let (odd, subtotal) = scratch.split_at_mut(STRIP);
         let dt = &mut dt[..count];
         for k in 0..count {
-            dt[k] = delta[k] + bias.map_or(zero, |bias| bias[k]);
+            dt[k] = delta[k].get() + bias.map_or(zero, |bias| bias[k].get());
         }
         if self.softplus {
             for k in 0..count {
@@ -309,12 +309,12 @@ impl<R: Tables, A: Lines<R>, H: LinesMut<R>> StepRow<'_, R, A, H> {
         }
         if let Some(d) = d {
             for k in 0..count {
-                out[k] = d[k].mul_add(u[k], out[k]);
+                out[k] = d[k].get().mul_add(u[k].get(), out[k]);
             }
         }
         if let Some(z) = z {
             for k in 0..count {
-                out[k] = out[k] * silu(z[k]);
+                out[k] = out[k] * silu(z[k].get());
             }
         }
     }
@@ -325,8 +325,8 @@ impl<R: Tables, A: Lines<R>, H: LinesMut<R>> Op<R> for StepRow<'_, R, A, H> {
     #[inline(always)]
     fn run<V: Vector<Real = R>>(mut self, zero: V) {
         let all = self.blocks;
-        let [u, delta] = [self.u, self.delta].map(|x| rows(zero, x, all));
-        let [bias, z, d] = [self.delta_bias, self.z, self.d].map(|x| x.map(|x| rows(zero, x, all)));
+        let [u, delta] = [self.u, self.delta].map(|x| loose(zero, x, all));
+        let [bias, z, d] = [self.delta_bias, self.z, self.d].map(|x| x.map(|x| loose(zero, x, all)));
         let out = rows_mut(zero, core::mem::take(&mut self.out), all);
         let bounds = rows_mut(zero, core::mem::take(&mut self.bounds), all);
         for (i, (out, bounds)) in out.chunks_mut(STRIP).zip(bounds.chunks_mut(STRIP)).enumerate() {
@@ -362,24 +362,10 @@ impl<R: Tables> Op<R> for Turn<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::testing::Staged;
+    use crate::arch::testing::{Rows, Staged};
     use crate::arch::testing_scan::{case, run_fwd};
     use crate::arch::{Kernels, Lanes, step_scratch};
     use crate::ops::Rule;
-
-    struct Rows<'a, R>(&'a mut [R], usize);
-
-    impl<R> Lines<R> for Rows<'_, R> {
-        fn lines<const C: usize>(&self, first: usize) -> [&[R]; C] {
-            core::array::from_fn(|i| &self.0[(first + i) * self.1..][..self.1])
-        }
-    }
-    impl<R> LinesMut<R> for Rows<'_, R> {
-        fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C] {
-            let mut lines = self.0[first * self.1..].chunks_exact_mut(self.1);
-            core::array::from_fn(|_| lines.next().unwrap())
-        }
-    }
 
     /// A row of blocks has the bits of as many tiles of one step, in either order of A and the states.
     fn check<R: Lanes>(dstate: usize, delta: f64, by_channel: bool) {

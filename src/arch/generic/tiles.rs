@@ -156,7 +156,7 @@ pub trait LinesMut<R> {
 }
 
 /// One step of many blocks in Mamba's own case: Euler's rule, real A, varying B and C. The bits are those of [`SelectiveFwd`].
-/// A and the states need no alignment.
+/// What is only read, and the states, need no alignment.
 #[derive(Debug)]
 pub struct StepRow<'a, R, A, H> {
     /// Blocks, `k` below.
