@@ -7,7 +7,7 @@ use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block, block_mut, clea
 use super::selective_fwd::{initial, local, put_positions, shape, zero_padding};
 use super::stage::{Blocks, Region, Sink, Source, Tensor, runs, sequence, sequence_mut, state, state_mut};
 use super::sums::{self, Rows};
-use super::table::{BWD_SLICES, TILE};
+use super::table::{BWD_SLICES, SUBTOTAL_BLOCKS, TILE};
 use super::{Cpu, wide};
 use crate::arch::{self, CoefficientMut, Lanes, Planes, PlanesMut, bwd_scratch};
 use crate::buffer::Workspace;
@@ -205,7 +205,7 @@ struct Buffers<'s, R> {
     steps: [&'s mut [R]; 3],
     /// One block's share of ∂A.
     a: PlanesMut<'s, R>,
-    /// One block's share of ∂B and ∂C, varying or constant.
+    /// One block's share of ∂B and ∂C where they are constant, that of some blocks where they vary.
     coefficients: [PlanesMut<'s, R>; 2],
     /// One block's share of ∂D and ∂bias.
     rows: [&'s mut [R]; 2],
@@ -406,6 +406,11 @@ impl<R: Lanes> Walked<'_, R> {
         let (inputs, extent) = (self.inputs, self.sizes.extent);
         let (tiles, states) = (extent.steps().stride, extent.states());
         let problem = &inputs.problem;
+        if k.is_multiple_of(SUBTOTAL_BLOCKS) {
+            for (_, share) in varying(problem).zip(&mut buffers.coefficients).filter(|(varies, _)| *varies) {
+                clear_steps(share, record.count * extent.dstate);
+            }
+        }
         let Buffers { staged, h, carry, grad_out, steps: [u, delta, z], a, coefficients: [b, c], rows: [d, delta_bias], scratch, .. } =
             buffers;
         inputs.kernels.selective_scan_bwd(arch::SelectiveBwd {
@@ -440,18 +445,8 @@ impl<R: Lanes> Walked<'_, R> {
         };
         matrix(rows.start[0], &buffers.a);
         for (i, groups) in [inputs.problem.groups_b, inputs.problem.groups_c].into_iter().enumerate() {
-            let share = &buffers.coefficients[i];
             if groups.is_none() {
-                matrix(rows.start[i + 1], share);
-                continue;
-            }
-            if k == 0 {
-                clear_steps(&mut buffers.varying[i], steps * n);
-            }
-            let sum = &mut buffers.varying[i];
-            sums::add(&mut sum.re[..steps * n], share.re);
-            if let (Some(sum), Some(share)) = (sum.im.as_deref_mut(), share.im.as_deref()) {
-                sums::add(&mut sum[..steps * n], share);
+                matrix(rows.start[i + 1], &buffers.coefficients[i]);
             }
         }
         for (given, row, share) in
@@ -459,6 +454,23 @@ impl<R: Lanes> Walked<'_, R> {
         {
             if given {
                 sums::add(sums::rows_of(sums, k, stride, lanes, row..row + 1), share);
+            }
+        }
+        if (k + 1).is_multiple_of(SUBTOTAL_BLOCKS) || (k + 1) * lanes >= self.task.channels.len() {
+            self.add_varying(buffers, k < SUBTOTAL_BLOCKS, steps * n);
+        }
+    }
+
+    /// Adds some blocks' shares of varying ∂B and ∂C to the sums over all of them, or begins with the `first`.
+    fn add_varying(&self, buffers: &mut Buffers<'_, R>, first: bool, count: usize) {
+        let shares = buffers.coefficients.iter().zip(&mut buffers.varying);
+        for (_, (share, sum)) in varying(&self.inputs.problem).zip(shares).filter(|(varies, _)| *varies) {
+            if first {
+                clear_steps(sum, count);
+            }
+            sums::add(&mut sum.re[..count], share.re);
+            if let (Some(sum), Some(share)) = (sum.im.as_deref_mut(), share.im.as_deref()) {
+                sums::add(&mut sum[..count], share);
             }
         }
     }
@@ -502,8 +514,13 @@ fn coefficient<R>(groups: Option<usize>, planes: PlanesMut<'_, R>) -> Coefficien
     if groups.is_none() { CoefficientMut::Constant(planes) } else { CoefficientMut::Varying(planes) }
 }
 
+/// Whether B varies, and C.
+fn varying(problem: &SelectiveProblem) -> impl Iterator<Item = bool> {
+    [problem.groups_b, problem.groups_c].into_iter().map(|groups| groups.is_some())
+}
+
 /// Zeros in the first `count` numbers.
-fn clear_steps(planes: &mut PlanesMut<'_, f64>, count: usize) {
-    planes.re[..count].fill(0.0);
-    planes.im.iter_mut().for_each(|im| im[..count].fill(0.0));
+fn clear_steps<R: Lanes>(planes: &mut PlanesMut<'_, R>, count: usize) {
+    planes.re[..count].fill(R::ZERO);
+    planes.im.iter_mut().for_each(|im| im[..count].fill(R::ZERO));
 }

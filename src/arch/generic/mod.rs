@@ -13,6 +13,7 @@ pub mod product;
 pub mod scan;
 pub mod selective_scan;
 pub mod selective_scan_bwd;
+mod selective_scan_bwd_mamba;
 pub mod selective_state_update;
 pub mod silu;
 pub mod sincos;
