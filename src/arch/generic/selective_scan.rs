@@ -200,10 +200,10 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V,
     #[inline(always)]
     fn run(self, zero: V) {
         let (mut h, mut a) = ([zero; NB], [zero; NB]);
-        for j in 0..NB {
+        unrolled!(j < NB {
             h[j] = self.h[j];
             a[j] = self.inputs.a.re[self.n + j] * zero.splat(V::Real::LOG2_E);
-        }
+        });
         let Inputs { steps, dstate, dt, du, mut first, .. } = *self.inputs;
         let mut ahead = Ahead::new(self.inputs.ahead_of(self.n, NB), steps);
         let of_steps = dt.chunks(PART).zip(du.chunks(PART)).zip(self.y.chunks_mut(PART));
@@ -220,7 +220,9 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V,
                 first = false;
             }
         }
-        self.h[..NB].copy_from_slice(&h);
+        unrolled!(j < NB {
+            self.h[j] = h[j];
+        });
     }
 }
 
@@ -229,12 +231,12 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, V, NB, SMALL> 
     #[inline(always)]
     fn step<const FIRST: bool>(a: &[V; NB], h: &mut [V; NB], [dt, du, y]: [V; 3], b: &[V::Real], c: &[V::Real]) -> V {
         let mut sums = [dt.splat(V::Real::ZERO); 2];
-        for j in 0..NB {
+        unrolled!(j < NB {
             let input = du * dt.splat(b[j]);
             let x = dt * a[j];
             h[j] = if FIRST { input } else { (if SMALL { x.exp2_small() } else { x.exp2() }).mul_add(h[j], input) };
             sums[j % 2] = h[j].mul_add(dt.splat(c[j]), sums[j % 2]);
-        }
+        });
         y + (sums[0] + sums[1])
     }
 }

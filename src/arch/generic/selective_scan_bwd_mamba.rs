@@ -131,7 +131,8 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMA
                 du: du[t],
                 grad_y: grad_y[t],
             };
-            let shares = if first && t == 0 { Self::back::<true>(zero, &mut walk, step) } else { Self::back::<false>(zero, &mut walk, step) };
+            let shares =
+                if first && t == 0 { Self::back::<true>(zero, &mut walk, step) } else { Self::back::<false>(zero, &mut walk, step) };
             sum_u[t] = sum_u[t] + shares.u;
             sum_dt[t] = sum_dt[t] + shares.u.mul_add(u[t], shares.dt);
             s.grad_b.share(i, &shares.b);
