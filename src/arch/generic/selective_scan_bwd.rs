@@ -2,10 +2,12 @@
 //! scratch memory that fits the first cache, then backward.
 
 use crate::arch::generic::discretize::{derivatives, discretize};
+use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, Real, plane_rows, plane_rows_mut, plane_scalars_mut};
-use crate::arch::generic::selective_scan::{Coef, Inputs, all_small, group, steps};
+use crate::arch::generic::selective_scan::{self, Coef, Inputs, all_small, group};
 use crate::arch::generic::selective_scan_bwd_mamba::Mamba;
-use crate::arch::generic::silu::{sigmoid_of, silu_and_grad};
+use crate::arch::generic::silu::silu_and_grad;
+use crate::arch::generic::softplus::softplus_and_grad;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{BACK, CoefficientMut, SelectiveBwd, SelectiveTile, TILE};
 use crate::arch::generic::vector::{Op, Part, Vector, rows, rows_mut};
@@ -242,6 +244,24 @@ impl<V: Vector> Back<Re<V>> for Fast {
     }
 }
 
+/// Δ' and Δ'·u of every step, and what [`PerStep`] takes of softplus.
+#[inline(always)]
+fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, slope: &mut [V], dt: &mut [V], du: &mut [V]) {
+    let (u, delta) = (rows(zero, tile.u, tile.steps), rows(zero, tile.delta, tile.steps));
+    let bias = tile.delta_bias.map_or(zero, |bias| rows(zero, bias, 1)[0]);
+    if !tile.softplus {
+        return selective_scan::steps(zero, tile, slope, dt, du);
+    }
+    // In two passes, as forward.
+    for (decay, delta) in slope.iter_mut().zip(delta) {
+        *decay = exp_of_negative(-(*delta + bias).abs());
+    }
+    for ((((dt, du), slope), delta), u) in dt.iter_mut().zip(du).zip(slope).zip(delta).zip(u) {
+        (*dt, *slope) = softplus_and_grad(*delta + bias, *slope);
+        *du = *dt * *u;
+    }
+}
+
 /// ∂y = ∂out·silu(z), and ∂out·silu'(z) to `through_gate`.
 #[inline(always)]
 fn output_gradients<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, grad_out: &[V], grad_y: &mut [V], through_gate: &mut [V]) {
@@ -263,8 +283,8 @@ struct PerStep<'t, 'a, V: Vector> {
     tile: &'t SelectiveTile<'a, V::Real>,
     through_gate: &'t [V],
     grad_y: &'t [V],
-    /// e^−|Δ + bias|.
-    decay: &'t [V],
+    /// softplus'(Δ + bias).
+    slope: &'t [V],
     /// κ·Σ_n Re(C·h).
     y: &'t [V],
     dt: &'t [V],
@@ -279,16 +299,16 @@ impl<V: Vector> Part<V> for PerStep<'_, '_, V> {
     #[inline(always)]
     fn run(self, zero: V) -> (V, V) {
         let tile = self.tile;
-        let (u, delta) = (rows(zero, tile.u, tile.steps), rows(zero, tile.delta, tile.steps));
+        let u = rows(zero, tile.u, tile.steps);
         let row = |operand: Option<_>| operand.map_or(zero, |x| rows(zero, x, 1)[0]);
-        let (skip, bias) = (row(tile.d), row(tile.delta_bias));
+        let skip = row(tile.d);
         let (mut grad_d, mut grad_bias) = (zero, zero);
         for t in 0..tile.steps {
             grad_d = self.grad_y[t].mul_add(u[t], grad_d);
             let through_skip = if tile.d.is_some() { skip * self.grad_y[t] } else { zero };
             self.grad_u[t] = self.dt[t].mul_add(self.grad_u[t], through_skip);
             if tile.softplus {
-                self.grad_delta[t] = self.grad_delta[t] * sigmoid_of(delta[t] + bias, self.decay[t]);
+                self.grad_delta[t] = self.grad_delta[t] * self.slope[t];
             }
             grad_bias = grad_bias + self.grad_delta[t];
         }
@@ -317,9 +337,9 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     assert!((1..=TILE).contains(&count) && dstate > 0, "a tile of {count} steps and {dstate} states");
     assert!(tile.z.is_some() == args.grad_z.is_some() && tile.d.is_some() == args.grad_d.is_some());
     let mut scratch = rows_mut(zero, args.scratch, (6 + 6 * BACK) * (TILE + 1));
-    let [dt, du, y, grad_y, decay, through_gate] = core::array::from_fn(|_| cut(&mut scratch, count));
+    let [dt, du, y, grad_y, slope, through_gate] = core::array::from_fn(|_| cut(&mut scratch, count));
     let [abar_re, abar_im, gamma_re, gamma_im, h_re, h_im] = core::array::from_fn(|_| cut(&mut scratch, (count + 1) * BACK));
-    steps(zero, &tile, decay, dt, du);
+    steps(zero, &tile, slope, dt, du);
     let grad_out = rows(zero, args.grad_out, count);
     output_gradients(zero, &tile, grad_out, grad_y, through_gate);
     let (grad_u, grad_delta) = (rows_mut(zero, args.grad_u, count), rows_mut(zero, args.grad_delta, count));
@@ -368,7 +388,7 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     }
     let grad_z = args.grad_z.map(|grad| rows_mut(zero, grad, count));
     let (grad_d, grad_bias) =
-        zero.outline(PerStep { tile: &tile, through_gate, grad_y, decay, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
+        zero.outline(PerStep { tile: &tile, through_gate, grad_y, slope, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
     if let Some(to) = args.grad_d {
         rows_mut(zero, to, 1)[0] = grad_d;
     }

@@ -10,11 +10,26 @@ use crate::element::Weight;
 /// With s = x/(2 + x), ln(1 + x) = 2·atanh(s) = x − (x²/2 − s·(x²/2 + R)), R = 2·atanh(s)/s − 2: what is rounded is small beside x.
 #[inline(always)]
 pub fn ln_1p_unit<V: Vector>(x: V) -> V {
-    let s = x / (x + x.splat(V::Real::TWO));
+    ln_1p_from(x, x / (x + x.splat(V::Real::TWO)))
+}
+
+/// ln(1 + x) from x and s.
+#[inline(always)]
+fn ln_1p_from<V: Vector>(x: V, s: V) -> V {
     let s2 = s * s;
     let half_square = x * x * x.splat(V::Real::HALF);
     let rest = V::Real::ln_1p_tail(s2).mul_add(s2, half_square);
     x - s.neg_mul_add(rest, half_square)
+}
+
+/// softplus(x) and its slope, sigmoid(x), from e^−|x|: one division for both.
+#[inline(always)]
+pub fn softplus_and_grad<V: Vector>(x: V, decay: V) -> (V, V) {
+    let (zero, one) = (x.splat(V::Real::ZERO), x.splat(V::Real::ONE));
+    let (plus_one, plus_two) = (decay + one, decay + x.splat(V::Real::TWO));
+    let inverse = one / (plus_one * plus_two);
+    let value = x.at_least(zero) + ln_1p_from(decay, decay * (inverse * plus_one));
+    (value, V::select(x.lt(zero), decay, one) * (inverse * plus_two))
 }
 
 /// softplus(x) = max(x, 0) + ln(1 + e^−|x|): no overflow, no lost tail for x ≪ 0, NaN passes.
@@ -42,6 +57,22 @@ mod tests {
         fn call<V: Vector>(x: V) -> V {
             softplus(x)
         }
+    }
+
+    struct Both<const SLOPE: bool>;
+    impl<const SLOPE: bool> Function for Both<SLOPE> {
+        #[inline(always)]
+        fn call<V: Vector>(x: V) -> V {
+            let (value, slope) = softplus_and_grad(x, exp_of_negative(-x.abs()));
+            if SLOPE { slope } else { value }
+        }
+    }
+
+    #[test]
+    fn both_are_accurate() {
+        let x = sweep(-86.0, 120.0, 200_000);
+        check::<Both<false>>(&x, [2.5, 4.0], |x| x.max(0.0) + (-x.abs()).exp().ln_1p());
+        check::<Both<true>>(&x, [4.0, 5.0], |x| if x < 0.0 { x.exp() / (1.0 + x.exp()) } else { 1.0 / (1.0 + (-x).exp()) });
     }
 
     #[test]
