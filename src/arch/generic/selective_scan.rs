@@ -127,7 +127,11 @@ impl<'a> Ahead<'a> {
     pub(super) fn part<V: Vector>(&mut self, zero: V) {
         let (now, left) = self.left.split_at(self.each.min(self.left.len()));
         for &address in now {
-            zero.prefetch::<true>(address);
+            if V::NEAR {
+                zero.prefetch::<true>(address);
+            } else {
+                zero.prefetch::<false>(address);
+            }
         }
         self.left = left;
     }
