@@ -17,6 +17,9 @@ pub(crate) use team::{Member, Team, share};
 /// Elements (channel, step, state) below which waking other threads costs more than it saves: some 10 µs of work.
 pub(crate) const SERIAL_BELOW: usize = 1 << 15;
 
+/// The work of one index, with scratch memory of the worker's own.
+type Indexed<'f> = &'f (dyn Fn(usize, &mut Workspace<'_>) + Sync);
+
 /// Who runs the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Par {
@@ -201,22 +204,26 @@ impl Par {
         work: impl Fn(usize, S::Piece, &mut Workspace<'_>) + Sync,
     ) -> Result<(), Error> {
         assert_eq!(agree(split.pieces(), Some(count)), Some(count));
+        // SAFETY: `each_index` calls it once for each index.
+        self.each_index(phase, count, ws, each, &|i, ws| work(i, unsafe { split.piece(i) }, &mut ws.reborrow()))
+    }
+
+    /// [`Par::run`] without the pieces. It is not generic, so that rayon's machinery is compiled once and not once for every operation and type.
+    fn each_index(self, phase: usize, count: usize, ws: &mut Workspace<'_>, each: usize, work: Indexed<'_>) -> Result<(), Error> {
         let scratch = ws.scratch(self.workers(), each)?.tiles(crate::view::Cut::Every(0, 1), crate::view::Cut::Whole);
-        // SAFETY: `do_index` is called once for each index below.
-        let do_index = |i: usize, ws: &mut Workspace<'_>| work(i, unsafe { split.piece(i) }, &mut ws.reborrow());
         // SAFETY: each worker takes its own row, once.
         let scratch_of = |worker: usize| Workspace::of_row(unsafe { scratch.tile(worker) });
         match self {
             Par::Seq => {
                 let mut mine = scratch_of(0);
-                (0..count).for_each(|i| do_index(i, &mut mine));
+                (0..count).for_each(|i| work(i, &mut mine));
             }
             #[cfg(feature = "rayon")]
             Par::Rayon => {
                 let workers = self.workers().min(count);
                 if workers <= 1 {
                     let mut mine = scratch_of(0);
-                    (0..count).for_each(|i| do_index(i, &mut mine));
+                    (0..count).for_each(|i| work(i, &mut mine));
                     return Ok(());
                 }
                 let next = core::sync::atomic::AtomicUsize::new(0);
@@ -227,7 +234,7 @@ impl Par {
                         if i >= count {
                             return;
                         }
-                        do_index(i, &mut mine);
+                        work(i, &mut mine);
                     }
                 };
                 let share = &share;
@@ -237,7 +244,7 @@ impl Par {
                 if now == phase {
                     let mut mine = scratch_of(index);
                     let bound = |p: usize| (count as u128 * p as u128 / parts as u128) as usize;
-                    (bound(index)..bound(index + 1)).for_each(|i| do_index(i, &mut mine));
+                    (bound(index)..bound(index + 1)).for_each(|i| work(i, &mut mine));
                 }
             }
         }

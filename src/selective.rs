@@ -243,8 +243,9 @@ pub trait SelectiveScan: Scan {
         self.selective_scan_fwd(args, ws)
     }
 
-    /// The backward scan from what [`SelectiveScan::selective_scan_fwd_saving`] has saved for the same inputs by the same engine: the same gradients, bit for bit,
-    /// as [`SelectiveScan::selective_scan_bwd`] gives, with its workspace, in less time.
+    /// The backward scan from what [`SelectiveScan::selective_scan_fwd_saving`] has saved for the same inputs by the same engine: the gradients that
+    /// [`SelectiveScan::selective_scan_bwd`] gives, with its workspace, in less time. As exact, and the same bits on every call; not always those of a call that
+    /// computes the states again, whose softplus may be rounded otherwise.
     fn selective_scan_bwd_from<I: Input, W: Weight<Real = I::Accum>>(
         &self,
         args: SelectiveBwd<'_, I, W, Self::Memory>,

@@ -95,19 +95,20 @@ impl<P: Place, I: Input, W: Weight<Real = I::Accum>> Operands<P, I, W> {
     }
 }
 
-/// The forward scan.
-pub struct Fwd<I, W>(PhantomData<(I, W)>);
+/// The forward scan; with `SAVED` that of a training step, which also keeps what the backward one uses.
+pub struct Fwd<I, W, const SAVED: bool = false>(PhantomData<(I, W)>);
 
-pub struct FwdAt<P: Place, I: Input, W: Weight<Real = I::Accum>> {
+pub struct FwdAt<P: Place, I: Input, W: Weight<Real = I::Accum>, const SAVED: bool> {
     of: Operands<P, I, W>,
     out: P::Array<I>,
+    saved: Option<P::Array<u8>>,
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> Family for Fwd<I, W> {
-    const OP: &'static str = "selective_scan_fwd";
+impl<I: Input, W: Weight<Real = I::Accum>, const SAVED: bool> Family for Fwd<I, W, SAVED> {
+    const OP: &'static str = if SAVED { "selective_scan_fwd_saving" } else { "selective_scan_fwd" };
     const INPUT: Dtype = I::DTYPE;
     const WEIGHT: Dtype = W::DTYPE;
-    type On<P: Place> = FwdAt<P, I, W>;
+    type On<P: Place> = FwdAt<P, I, W, SAVED>;
 
     fn work(shape: Shape) -> Work {
         let bytes = Operands::<super::place::Here, I, W>::bytes(shape) + super::operator::bytes::<I>(shape.count());
@@ -115,14 +116,17 @@ impl<I: Input, W: Weight<Real = I::Accum>> Family for Fwd<I, W> {
     }
 }
 
-impl<P: Place, I: Input, W: Weight<Real = I::Accum>> Operator<P> for FwdAt<P, I, W> {
+impl<P: Place, I: Input, W: Weight<Real = I::Accum>, const SAVED: bool> Operator<P> for FwdAt<P, I, W, SAVED> {
     fn new(place: &P, shape: Shape) -> Result<Self, Error> {
-        Ok(FwdAt { of: Operands::new(place, shape)?, out: place.zeros(shape.count())? })
+        Ok(FwdAt { of: Operands::new(place, shape)?, out: place.zeros(shape.count())?, saved: None })
     }
 
     fn call(&mut self, place: &P, engine: &impl Engine<P::Memory>, scratch: &mut P::Scratch) -> Result<(), Error> {
         let out = self.of.shape.view_mut::<P, I>(&mut self.out);
         let args = SelectiveFwd { inputs: self.of.inputs(), out, last_state: None };
+        if SAVED {
+            return saving(place, engine, args, &mut self.saved, scratch);
+        }
         let bytes = engine.selective_scan_fwd_workspace::<I, W>(&args.check()?);
         engine.selective_scan_fwd(args, &mut place.workspace(scratch, bytes)?)
     }
@@ -132,11 +136,30 @@ impl<P: Place, I: Input, W: Weight<Real = I::Accum>> Operator<P> for FwdAt<P, I,
     }
 }
 
-/// Every gradient from inputs and ∂out; states are recomputed.
-pub struct Bwd<I, W>(PhantomData<(I, W)>);
+/// The forward scan of a training step into `saved`, which is made where there is none.
+fn saving<P: Place, I: Input, W: Weight<Real = I::Accum>>(
+    place: &P,
+    engine: &impl Engine<P::Memory>,
+    args: SelectiveFwd<'_, I, W, P::Memory>,
+    saved: &mut Option<P::Array<u8>>,
+    scratch: &mut P::Scratch,
+) -> Result<(), Error> {
+    let problem = args.check()?;
+    let count = engine.selective_scan_saved_bytes::<I, W>(&problem);
+    if saved.is_none() {
+        *saved = Some(place.zeros(count)?);
+    }
+    let into = P::view_mut(saved.as_mut().expect("just made"), [count]);
+    let bytes = engine.selective_scan_fwd_saving_workspace::<I, W>(&problem);
+    engine.selective_scan_fwd_saving(args, into, &mut place.workspace(scratch, bytes)?)
+}
 
-pub struct BwdAt<P: Place, I: Input, W: Weight<Real = I::Accum>> {
+/// Every gradient from inputs and ∂out; states are recomputed, or with `SAVED` those that a forward scan has kept, which is not timed.
+pub struct Bwd<I, W, const SAVED: bool = false>(PhantomData<(I, W)>);
+
+pub struct BwdAt<P: Place, I: Input, W: Weight<Real = I::Accum>, const SAVED: bool> {
     of: Operands<P, I, W>,
+    saved: Option<P::Array<u8>>,
     grad_out: P::Array<I>,
     u: P::Array<I>,
     delta: P::Array<I>,
@@ -148,11 +171,11 @@ pub struct BwdAt<P: Place, I: Input, W: Weight<Real = I::Accum>> {
     bias: P::Array<I::Accum>,
 }
 
-impl<I: Input, W: Weight<Real = I::Accum>> Family for Bwd<I, W> {
-    const OP: &'static str = "selective_scan_bwd";
+impl<I: Input, W: Weight<Real = I::Accum>, const SAVED: bool> Family for Bwd<I, W, SAVED> {
+    const OP: &'static str = if SAVED { "selective_scan_bwd_from" } else { "selective_scan_bwd" };
     const INPUT: Dtype = I::DTYPE;
     const WEIGHT: Dtype = W::DTYPE;
-    type On<P: Place> = BwdAt<P, I, W>;
+    type On<P: Place> = BwdAt<P, I, W, SAVED>;
 
     fn work(shape: Shape) -> Work {
         let bytes = 2.0 * Operands::<super::place::Here, I, W>::bytes(shape) + super::operator::bytes::<I>(shape.count());
@@ -160,11 +183,12 @@ impl<I: Input, W: Weight<Real = I::Accum>> Family for Bwd<I, W> {
     }
 }
 
-impl<P: Place, I: Input, W: Weight<Real = I::Accum>> Operator<P> for BwdAt<P, I, W> {
+impl<P: Place, I: Input, W: Weight<Real = I::Accum>, const SAVED: bool> Operator<P> for BwdAt<P, I, W, SAVED> {
     fn new(place: &P, shape: Shape) -> Result<Self, Error> {
         let (count, shared, dim) = (shape.count(), shape.batch * shape.seqlen * shape.extra, shape.dim);
         Ok(BwdAt {
             of: Operands::new(place, shape)?,
+            saved: None,
             grad_out: place.data(count, [-1.0, 1.0], 7)?,
             u: place.zeros(count)?,
             delta: place.zeros(count)?,
@@ -179,6 +203,11 @@ impl<P: Place, I: Input, W: Weight<Real = I::Accum>> Operator<P> for BwdAt<P, I,
 
     fn call(&mut self, place: &P, engine: &impl Engine<P::Memory>, scratch: &mut P::Scratch) -> Result<(), Error> {
         let shape @ Shape { batch, seqlen, dim, extra, .. } = self.of.shape;
+        if SAVED && self.saved.is_none() {
+            // Where ∂u will be.
+            let out = shape.view_mut::<P, I>(&mut self.u);
+            saving(place, engine, SelectiveFwd { inputs: self.of.inputs(), out, last_state: None }, &mut self.saved, scratch)?;
+        }
         let shared = [batch, seqlen, 1, extra];
         let grads = SelectiveGrads {
             u: Some(shape.view_mut::<P, I>(&mut self.u)),
@@ -192,8 +221,13 @@ impl<P: Place, I: Input, W: Weight<Real = I::Accum>> Operator<P> for BwdAt<P, I,
             initial_state: None,
         };
         let args = SelectiveBwd { inputs: self.of.inputs(), grad_out: shape.view::<P, I>(&self.grad_out), grad_last_state: None, grads };
-        let bytes = engine.selective_scan_bwd_workspace::<I, W>(&args.check()?);
-        engine.selective_scan_bwd(args, &mut place.workspace(scratch, bytes)?)
+        let problem = args.check()?;
+        let bytes = engine.selective_scan_bwd_workspace::<I, W>(&problem);
+        let ws = &mut place.workspace(scratch, bytes)?;
+        match &self.saved {
+            Some(saved) => engine.selective_scan_bwd_from(args, P::view(saved, [engine.selective_scan_saved_bytes::<I, W>(&problem)]), ws),
+            None => engine.selective_scan_bwd(args, ws),
+        }
     }
 
     fn results(&self) -> Result<Vec<Vec<f64>>, Error> {

@@ -133,9 +133,21 @@ fn operator(o: &Options, machine: &Machine) -> Result<Line, String> {
             }
         };
     }
+    macro_rules! saved {
+        ($family:ident) => {
+            match (o.input.as_str(), o.weight.as_str()) {
+                ("f32", "f32") => fast::<$family<f32, f32, true>>(o, machine),
+                ("f16", "f32") => fast::<$family<f16, f32, true>>(o, machine),
+                ("bf16", "f32") => fast::<$family<bf16, f32, true>>(o, machine),
+                (input, weight) => Err(format!("{} is not timed in {input} with a weight of {weight}", o.op)),
+            }
+        };
+    }
     match o.op.as_str() {
         "selective_scan_fwd" => weights!(Fwd),
         "selective_scan_bwd" => weights!(Bwd),
+        "selective_scan_fwd_saving" => saved!(Fwd),
+        "selective_scan_bwd_from" => saved!(Bwd),
         "selective_state_update" => step(o, machine),
         "causal_conv1d_fwd" => inputs!(Conv, conv1d::FWD),
         "causal_conv1d_bwd" => inputs!(Conv, conv1d::BWD),

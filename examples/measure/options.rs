@@ -4,9 +4,11 @@ use super::common::Arguments;
 use super::shape::{Layout, Shape};
 
 /// Operators: name, the usual shape, what is counted as elements.
-pub const OPERATORS: [(&str, Shape, &str); 20] = [
+pub const OPERATORS: [(&str, Shape, &str); 22] = [
     ("selective_scan_fwd", Shape::new([1, 1536, 2048, 16]), "B·L·D·N"),
     ("selective_scan_bwd", Shape::new([1, 1536, 2048, 16]), "B·L·D·N"),
+    ("selective_scan_fwd_saving", Shape::new([1, 1536, 2048, 16]), "B·L·D·N"),
+    ("selective_scan_bwd_from", Shape::new([1, 1536, 2048, 16]), "B·L·D·N"),
     ("selective_state_update", Shape::new([1, 1536, 1, 16]), "B·D·N; layout bdl is a state of (B, N, D)"),
     ("causal_conv1d_fwd", Shape::new([1, 1536, 2048, 4]), "B·L·D; n is the number of taps"),
     ("causal_conv1d_bwd", Shape::new([1, 1536, 2048, 4]), "B·L·D"),

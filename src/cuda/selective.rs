@@ -63,12 +63,16 @@ impl SelectiveScan for Cuda {
         saved: ViewMut<'_, u8, 1, Device>,
         ws: &mut Workspace<'_, Device>,
     ) -> Result<(), Error> {
-        let inputs = args.inputs;
-        let address = saved_at(&saved.as_view(), selective_scan_bwd::saved::<I, W>(self, &args.check()?))?;
-        selective_scan_fwd::forward(self, args, ws)?;
-        match address {
-            Some(address) => selective_scan_bwd::save(self, inputs, address, ws),
-            None => Ok(()),
+        let (inputs, problem) = (args.inputs, args.check()?);
+        match saved_at(&saved.as_view(), selective_scan_bwd::saved::<I, W>(self, &problem))? {
+            None => selective_scan_fwd::forward(self, args, ws),
+            Some(address) if selective_scan_fwd::keeps::<I, W>(&problem, &inputs.sequences) => {
+                selective_scan_fwd::keeping(self, args, address, ws)
+            }
+            Some(address) => {
+                selective_scan_fwd::forward(self, args, ws)?;
+                selective_scan_bwd::save(self, inputs, address, ws)
+            }
         }
     }
 

@@ -16,7 +16,7 @@
 
 use super::chunks::runs;
 use super::params::{Strided, optional, optional_mut, strided, strided_mut};
-use super::{Cuda, Regime, launch::Grid};
+use super::{Cuda, Regime, launch::Grid, selective_scan_fwd};
 use crate::buffer::Workspace;
 use crate::element::{Dtype, Input, Weight};
 use crate::error::Error;
@@ -166,7 +166,7 @@ pub(super) fn workspace<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, pro
     pieces.into_iter().fold(ALIGN, |sum, bytes| sum.saturating_add(bytes_of::<u8>(bytes)))
 }
 
-/// Bytes that [`save`] writes: the states before every 16 steps.
+/// Bytes of the states before every 16 steps, as the forward scan keeps them or [`save`] writes them.
 pub(super) fn saved<I: Input, W: Weight<Real = I::Accum>>(engine: &Cuda, problem: &SelectiveProblem) -> usize {
     let shape = Shape::new::<I, W>(engine, problem);
     shape.kept(shape.items(None))
@@ -211,7 +211,13 @@ impl Room {
     }
 }
 
-/// The backward scan; `saved` is what [`save`] has written for the same inputs.
+/// States of a row before tiles where the forward scan has kept them; 0 where [`save`] has.
+fn kept_row<I: Input, W: Weight<Real = I::Accum>>(args: &SelectiveBwd<'_, I, W, Device>, shape: &Shape) -> i64 {
+    let forward = shape.tiles && selective_scan_fwd::keeps::<I, W>(&shape.problem, &args.inputs.sequences);
+    if forward { shape.problem.seqlen.div_ceil(Tiles::STEPS) as i64 } else { 0 }
+}
+
+/// The backward scan; `saved` is what the forward scan has kept, or [`save`] has written, for the same inputs.
 pub(super) fn backward<I: Input, W: Weight<Real = I::Accum>>(
     engine: &Cuda,
     args: SelectiveBwd<'_, I, W, Device>,
@@ -222,7 +228,10 @@ pub(super) fn backward<I: Input, W: Weight<Real = I::Accum>>(
     let run = Run::new(engine, &args, saved, &mut ws)?;
     run.plan(args.inputs.initial_state.is_some())?;
     run.padding(&args.grads)?;
-    let params = run.walk_params(&args);
+    let mut params = run.walk_params(&args);
+    if saved.is_some() {
+        params.kept_row = kept_row(&args, &run.shape);
+    }
     if run.shape.tiles {
         if saved.is_none() {
             run.states(&args, &params)?;

@@ -73,9 +73,9 @@ impl Scan {
     /// The N that have kernels of their own.
     fn sizes(dtype: Dtype, complex: bool) -> &'static [usize] {
         match (dtype == Dtype::F64, complex) {
-            (_, false) => &[16, 32, 64, 128, 256],
-            (false, true) => &[16, 32, 64, 128],
-            (true, true) => &[16, 32, 64],
+            (_, false) | (false, true) => &[16, 32, 64, 128, 256],
+            // More would not fit in 48 KB of shared memory.
+            (true, true) => &[16, 32, 64, 128],
         }
     }
 
@@ -93,8 +93,9 @@ impl Scan {
         let (states, unroll) = match (self.double(), self.complex, self.n) {
             (false, false, 0) => (4, 2),
             (false, false, _) => (8, 2),
-            (true, false, 256) => (8, 2),
-            (true, true, _) => (2, 1),
+            (true, false, 256) | (false, true, 256) => (8, 2),
+            (true, true, 0..=64) => (2, 1),
+            (true, true, _) => (4, 1),
             _ => (4, 2),
         };
         let steps = match (self.double(), self.complex, self.n) {
@@ -111,8 +112,19 @@ impl Scan {
     fn blocks(&self) -> usize {
         match (self.double(), self.n) {
             (true, 256) => 2,
+            (true, 128) if self.complex => 2,
+            (false, 256) if self.complex => 2,
             (true, _) | (false, 0) => 3,
             _ => 4,
+        }
+    }
+
+    /// The same for the local walk.
+    fn local_blocks(&self) -> usize {
+        match (self.double(), self.complex, self.n) {
+            (true, ..) | (false, _, 0) => 3,
+            (false, true, 256) => 4,
+            _ => 5,
         }
     }
 
@@ -168,7 +180,12 @@ impl Scan {
         let log = |x: usize| x.trailing_zeros();
         let vars = vars.int("SH", at).flag("cx", self.complex).flag("anyrule", self.rules).int("N", self.n).int("S", states);
         let vars = vars.int("LOGS", log(states)).int("K", steps).int("LOGK", log(steps)).int("U", unroll).int("LOGU", log(unroll));
-        vars.int("Q", batch).int("LOGQ", log(batch)).int("LP", log_lanes).int("P", 1 << log_lanes).int("CTAS", self.blocks())
+        vars.int("Q", batch)
+            .int("LOGQ", log(batch))
+            .int("LP", log_lanes)
+            .int("P", 1 << log_lanes)
+            .int("CTAS", self.blocks())
+            .int("CTAS_LOCAL", self.local_blocks())
     }
 
     fn all() -> Vec<Self> {
@@ -306,6 +323,22 @@ pub(super) fn forward<I: Input, W: Weight<Real = I::Accum>>(
 ) -> Result<(), Error> {
     let problem = args.check()?;
     run(engine, args, &problem, ws, None)
+}
+
+/// The forward scan that also keeps the states before every 16 steps of whole rows, from slot b·⌈L/16⌉ on, as [`Cuda::selective_scan_fwd_with_states`] does.
+pub(super) fn keeping<I: Input, W: Weight<Real = I::Accum>>(
+    engine: &Cuda,
+    args: SelectiveFwd<'_, I, W, Device>,
+    address: i64,
+    ws: &mut Workspace<'_, Device>,
+) -> Result<(), Error> {
+    let problem = args.check()?;
+    run(engine, args, &problem, ws, Some(Saved { address, row: problem.seqlen.div_ceil(16), log: 4 }))
+}
+
+/// Whether [`keeping`] can do so: where tiles walk.
+pub(super) fn keeps<I: Input, W: Weight<Real = I::Accum>>(problem: &SelectiveProblem, sequences: &Sequences<'_, Device>) -> bool {
+    matches!(sequences, Sequences::Rows) && Tile::of(&scan_of::<I, W>(problem), problem, false).is_some()
 }
 
 impl Cuda {
