@@ -111,7 +111,7 @@ pub(super) fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, decay
 /// Steps between two rounds of [`Ahead`].
 pub(super) const PART: usize = 8;
 
-/// Addresses, a few every [`PART`] steps.
+/// Addresses, a few every so many steps.
 pub(super) struct Ahead<'a> {
     left: &'a [usize],
     each: usize,
@@ -119,8 +119,8 @@ pub(super) struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     #[inline(always)]
-    pub(super) fn new(addresses: &'a [usize], steps: usize) -> Self {
-        Ahead { left: addresses, each: addresses.len().div_ceil(steps.div_ceil(PART)) }
+    pub(super) fn new(addresses: &'a [usize], steps: usize, every: usize) -> Self {
+        Ahead { left: addresses, each: addresses.len().div_ceil(steps.div_ceil(every)) }
     }
     /// Asks for the next few.
     #[inline(always)]
@@ -209,7 +209,7 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V,
             a[j] = self.inputs.a.re[self.n + j] * zero.splat(V::Real::LOG2_E);
         });
         let Inputs { steps, dstate, dt, du, mut first, .. } = *self.inputs;
-        let mut ahead = Ahead::new(self.inputs.ahead_of(self.n, NB), steps);
+        let mut ahead = Ahead::new(self.inputs.ahead_of(self.n, NB), steps, PART);
         let of_steps = dt.chunks(PART).zip(du.chunks(PART)).zip(self.y.chunks_mut(PART));
         let (b, c) = (&self.b[..steps * dstate], &self.c[..steps * dstate]);
         for (((dt, du), y), (b, c)) in of_steps.zip(b.chunks(PART * dstate).zip(c.chunks(PART * dstate))) {

@@ -51,12 +51,13 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, '_
     type Out = ();
     #[inline(always)]
     fn run(mut self, zero: V) {
+        let [forward, back] = self.ahead();
         if self.shared.gated {
-            self.forward::<true>(zero);
+            self.forward::<true>(zero, forward);
         } else {
-            self.forward::<false>(zero);
+            self.forward::<false>(zero, forward);
         }
-        self.backward(zero);
+        self.backward(zero, back);
     }
 }
 
@@ -66,10 +67,23 @@ fn at<R, const NB: usize>(from: &[R], at: usize) -> &[R; NB] {
     from[at..at + NB].try_into().expect("so many were cut")
 }
 
-impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMALL> {
+impl<'a, V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, 'a, V, NB, SMALL> {
+    /// Steps between two rounds of [`Ahead`]: where the loops leave registers for it, few at once and on both ways, so that the misses of
+    /// their own memory do not wait.
+    const EVERY: usize = if V::NEAR { PART } else { 2 };
+
+    /// What is asked for on the way forward, and on the way back.
+    #[inline(always)]
+    fn ahead(&self) -> [Ahead<'a>; 2] {
+        let inputs = &self.shared.inputs;
+        let all = inputs.ahead_of(self.n, NB);
+        let (forward, back) = all.split_at(if V::NEAR { 0 } else { all.len() / 2 });
+        [forward, back].map(|part| Ahead::new(part, inputs.steps, Self::EVERY))
+    }
+
     /// Keeps Ā and the states before and after every step.
     #[inline(always)]
-    fn forward<const GATED: bool>(&mut self, zero: V) {
+    fn forward<const GATED: bool>(&mut self, zero: V, mut ahead: Ahead<'_>) {
         let s = &mut *self.shared;
         let Inputs { steps, dstate, dt, du, first, .. } = s.inputs;
         let (mut a, mut h) = ([zero; NB], [zero; NB]);
@@ -82,6 +96,9 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMA
         let (dt, du, y) = (&dt[..steps], &du[..steps], &mut s.y[..steps]);
         kept_h[0] = h;
         for t in 0..steps {
+            if !V::NEAR && t % Self::EVERY == 0 {
+                ahead.part(zero);
+            }
             let (b, c) = (at::<_, NB>(self.b, t * dstate + self.n), at::<_, NB>(self.c, t * dstate + self.n));
             let mut sum = zero;
             for j in 0..NB {
@@ -103,10 +120,9 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMA
     }
 
     #[inline(always)]
-    fn backward(&mut self, zero: V) {
+    fn backward(&mut self, zero: V, mut ahead: Ahead<'_>) {
         let s = &mut *self.shared;
         let Inputs { steps, dstate, dt, du, first, .. } = s.inputs;
-        let mut ahead = Ahead::new(s.inputs.ahead_of(self.n, NB), steps);
         let mut walk = Walk { carry: [zero; NB], grad_a: [zero; NB] };
         let a = at::<_, NB>(s.inputs.a.re, self.n);
         for j in 0..NB {
@@ -117,7 +133,7 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMA
         let (sum_u, sum_dt) = (&mut s.sum_u[..steps], &mut s.sum_dt[..steps]);
         // By number: iterators from behind are not inlined, and a call spills every register.
         for t in (0..steps).rev() {
-            if t % PART == 0 {
+            if t % Self::EVERY == 0 {
                 ahead.part(zero);
             }
             let i = t * dstate + self.n;
