@@ -135,6 +135,27 @@ fn merged([batch, seqlen, dim]: [usize; 3], [outer, inner, last]: [isize; 3]) ->
     fits.then_some(([rows, dim], [stride, last]))
 }
 
+/// The rows of a matrix, see [`View::lines`].
+pub(crate) struct Rows<'v, T> {
+    start: *const T,
+    stride: isize,
+    n: usize,
+    end: usize,
+    of: PhantomData<&'v [T]>,
+}
+
+impl<'v, T> Rows<'v, T> {
+    /// Rows `first..first + C`.
+    #[inline(always)]
+    pub(crate) fn several<const C: usize>(&self, first: usize) -> [&'v [T]; C] {
+        assert!(C <= self.end && first <= self.end - C, "a matrix lacks {C} rows from {first} on");
+        core::array::from_fn(|i| {
+            // SAFETY: `matrix_rows` checked the bounds of all rows; they are borrowed for 'v and not written meanwhile.
+            unsafe { core::slice::from_raw_parts(self.start.offset((first + i) as isize * self.stride), self.n) }
+        })
+    }
+}
+
 /// The rows of a matrix, see [`ViewMut::matrix_rows_mut`].
 pub(crate) struct RowsMut<'v, T> {
     start: *mut T,
@@ -152,6 +173,17 @@ impl<T> RowsMut<'_, T> {
         assert!(i < self.end, "a matrix has no row {i}");
         // SAFETY: `matrix_rows` checked the bounds of all rows; the elements are borrowed exclusively, and the row before was let go.
         unsafe { core::slice::from_raw_parts_mut(self.start.offset(i as isize * self.stride), self.n) }
+    }
+
+    /// Rows `first..first + C`, which must not share elements.
+    #[inline(always)]
+    pub(crate) fn several<const C: usize>(&mut self, first: usize) -> [&mut [T]; C] {
+        assert!(C <= self.end && first <= self.end - C, "a matrix lacks {C} rows from {first} on");
+        assert!(C <= 1 || self.stride.unsigned_abs() >= self.n, "rows overlap");
+        core::array::from_fn(|i| {
+            // SAFETY: as in `row`; so far apart, rows of `n` elements are disjoint.
+            unsafe { core::slice::from_raw_parts_mut(self.start.offset((first + i) as isize * self.stride), self.n) }
+        })
     }
 
     /// The row after the one that it gave before.
@@ -279,6 +311,13 @@ impl<'a, T: Copy, const R: usize> View<'a, T, R> {
         // SAFETY: every element of the tensor lies inside the buffer, as checked, so the n from the start of each row do; they
         // are borrowed for 'a and not written meanwhile.
         Some((0..count).map(move |r| unsafe { core::slice::from_raw_parts(ptr.offset(offset + r as isize * stride), n) }))
+    }
+
+    /// As [`View::matrix_rows`], in any order.
+    pub(crate) fn lines(&self) -> Option<Rows<'a, T>> {
+        let _ = self.matrix_rows()?;
+        let (n, stride) = (self.dims[R - 1], self.strides[R - 2]);
+        Some(Rows { start: self.ptr.wrapping_add(self.offset), stride, n, end: self.dims[R - 2], of: PhantomData })
     }
 
     /// The whole tensor as a slice where it is contiguous in row-major order.
@@ -433,6 +472,11 @@ impl<'a, T: Copy, const R: usize> ViewMut<'a, T, R> {
 
     /// The rows of one matrix, as [`View::matrix_rows`], lent one after another.
     pub(crate) fn matrix_rows_mut(&mut self) -> Option<RowsMut<'_, T>> {
+        self.reborrow().into_rows()
+    }
+
+    /// As [`ViewMut::matrix_rows_mut`], for as long as the view lasts.
+    pub(crate) fn into_rows(self) -> Option<RowsMut<'a, T>> {
         let _ = self.as_view().matrix_rows()?;
         let (n, stride) = (self.dims[R - 1], self.strides[R - 2]);
         Some(RowsMut { start: self.ptr.wrapping_add(self.offset), stride, n, at: 0, end: self.dims[R - 2], of: PhantomData })
@@ -467,6 +511,15 @@ impl<'a, T: Copy, const R: usize, M: Memory> ViewMut<'a, T, R, M> {
     /// As [`ViewMut::from_address`], for owners of such buffers; what writes a view is what must be sure of it.
     pub(crate) fn at_address(address: usize, len: usize, offset: usize, dims: [usize; R], strides: [isize; R]) -> Self {
         ViewMut { ptr: core::ptr::with_exposed_provenance_mut(address), len, offset, dims, strides, life: PhantomData }
+    }
+
+    /// This tensor as one of `U`, where `T` is `U`.
+    pub(crate) fn same<U: 'static>(self) -> Option<ViewMut<'a, U, R, M>>
+    where
+        T: 'static,
+    {
+        let ViewMut { ptr, len, offset, dims, strides, .. } = self;
+        (TypeId::of::<T>() == TypeId::of::<U>()).then_some(ViewMut { ptr: ptr.cast(), len, offset, dims, strides, life: PhantomData })
     }
 
     /// The same elements, for reading.

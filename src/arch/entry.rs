@@ -2,7 +2,9 @@
 
 use crate::arch::generic::decode::{ConvUpdate, ScanUpdate};
 use crate::arch::generic::product::Product;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ScanTile, SelectiveBwd, SelectiveFwd, StepRow};
+use crate::arch::generic::tiles::{
+    ConvBwd, ConvFwd, ConvRows, ConvRowsBwd, Lines, LinesMut, ScanTile, SelectiveBwd, SelectiveFwd, StepRow, Turn,
+};
 use crate::arch::{Kernels, Lanes};
 
 impl Kernels {
@@ -12,7 +14,12 @@ impl Kernels {
     }
 
     /// One step of many blocks in Mamba's own case.
-    pub fn selective_state_update<R: Lanes>(self, args: StepRow<'_, R>) {
+    pub fn selective_state_update<R: Lanes>(self, args: StepRow<'_, R, impl Lines<R>, impl LinesMut<R>>) {
+        self.run(args);
+    }
+
+    /// Channels for states.
+    pub fn turn<R: Lanes>(self, args: Turn<'_, R>) {
         self.run(args);
     }
 
@@ -43,6 +50,16 @@ impl Kernels {
 
     /// One tile of the causal convolution, forward.
     pub fn causal_conv1d_fwd<R: Lanes>(self, args: ConvFwd<'_, R>) {
+        self.run(args);
+    }
+
+    /// The causal convolution over whole rows, forward.
+    pub fn causal_conv1d_rows<R: Lanes>(self, args: ConvRows<'_, R, impl Lines<R>, impl LinesMut<R>>) {
+        self.run(args);
+    }
+
+    /// Some steps of the causal convolution over whole rows, backward.
+    pub fn causal_conv1d_rows_bwd<R: Lanes>(self, args: ConvRowsBwd<'_, R, impl Lines<R>, impl LinesMut<R>>) {
         self.run(args);
     }
 

@@ -17,7 +17,7 @@ mod testing_scan;
 pub mod x86_64;
 
 pub use generic::tiles::{
-    Coefficient, CoefficientMut, ConvBwd, ConvFwd, ConvTile, Planes, PlanesMut, ScanTile, SelectiveBwd, SelectiveFwd, SelectiveTile,
-    StepRow, TILE, bwd_scratch, fwd_scratch,
+    Coefficient, CoefficientMut, ConvBwd, ConvFwd, ConvRows, ConvRowsBwd, ConvTile, Lines, LinesMut, Planes, PlanesMut, ScanTile,
+    SelectiveBwd, SelectiveFwd, SelectiveTile, StepRow, TILE, Turn, bwd_scratch, fwd_scratch, step_scratch,
 };
 pub use isa::{Isa, Kernels, Lanes};

@@ -105,6 +105,19 @@ pub(crate) fn check<F: Function>(x: &[f64], bounds: [f64; 2], reference: impl Fn
     }
 }
 
+/// Asserts that F is within `bound` ulps at every `step`th finite number of type f32, on every instruction set.
+pub(crate) fn check_line<F: Function>(step: usize, bound: f64, reference: impl Fn(f64) -> f64) {
+    let infinite = f32::INFINITY.to_bits() as usize;
+    for first in (0..infinite).step_by(step << 14) {
+        let bits = (first..infinite).step_by(step).take(1 << 14);
+        let x: Vec<f32> = bits.map(|bits| f32::from_bits(bits as u32)).flat_map(|x| [x, -x]).collect();
+        for k in Kernels::available() {
+            let (e, at) = worst::<f32, F>(k, &x, &reference);
+            assert!(e <= bound, "{:?}: {e} ulps at {at:e}", k.isa());
+        }
+    }
+}
+
 /// Evenly spaced numbers and both signs of a geometric sequence.
 pub(crate) fn sweep(low: f64, high: f64, count: usize) -> Vec<f64> {
     let mut x: Vec<f64> = (0..=count).map(|i| low + (high - low) * i as f64 / count as f64).collect();

@@ -3,15 +3,15 @@
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::{Cpu, double};
-use crate::arch::{ConvBwd as TileBwd, ConvFwd as TileFwd, ConvTile, Isa, Kernels, Lanes};
+use crate::arch::{ConvBwd as TileBwd, ConvFwd as TileFwd, ConvRows, ConvRowsBwd, ConvTile, Isa, Kernels, Lanes, Lines, LinesMut};
 use crate::buffer::Workspace;
 use crate::element::{Input, Real};
 use crate::error::Error;
 use crate::layers::conv1d::{
-    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, TileGrads, bwd_with, causal_conv1d_bwd_workspace,
-    fwd_with, fwd_workspace_with, update_with, update_workspace_with,
+    CausalConv1d, ConvBwd, ConvFwd, ConvKernel, ConvProblem, ConvStep, Filter, Plain, RowGrads, TileGrads, bwd_with,
+    causal_conv1d_bwd_workspace, fwd_with, fwd_workspace_with, update_with, update_workspace_with,
 };
-use crate::view::Host;
+use crate::view::{Host, Rows, RowsMut};
 
 /// One tile by the kernel of `R`, the type that `A` is.
 fn forward<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]) {
@@ -28,6 +28,65 @@ fn backward<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: &
     let tile = ConvTile { steps, width: filter.width, silu: filter.silu, x, weight, bias };
     let (grad_out, grad_x) = (cast_slice_mut(grad_out), cast_slice_mut(grads.x));
     kernels.causal_conv1d_bwd::<R>(TileBwd { tile, grad_out, grad_x, grad_filter: grads.filter });
+}
+
+/// Rows of numbers of type `A`, which is `R`.
+struct Same<T>(T);
+
+impl<A: Real, R: Lanes> Lines<R> for Same<&Rows<'_, A>> {
+    #[inline(always)]
+    fn lines<const C: usize>(&self, first: usize) -> [&[R]; C] {
+        self.0.several::<C>(first).map(cast_slice)
+    }
+}
+
+impl<A: Real, R: Lanes> LinesMut<R> for Same<&mut RowsMut<'_, A>> {
+    #[inline(always)]
+    fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C] {
+        self.0.several::<C>(first).map(cast_slice_mut)
+    }
+}
+
+/// Whole rows by the kernel of `R`, the type that `A` is.
+fn in_place<A: Real, R: Lanes>(
+    kernels: Kernels,
+    filter: &Filter<'_, A>,
+    x: &Rows<'_, A>,
+    out: &mut RowsMut<'_, A>,
+    [first, steps]: [usize; 2],
+) {
+    kernels.causal_conv1d_rows::<R>(ConvRows {
+        steps,
+        width: filter.width,
+        blocks: filter.bias.len() / filter.lanes,
+        silu: filter.silu,
+        x: &Same(x),
+        weight: cast_slice(filter.taps),
+        bias: cast_slice(filter.bias),
+        out: &mut Same(out),
+        first,
+    });
+}
+
+/// As [`in_place`], the gradients.
+fn backward_in_place<A: Real, R: Lanes>(kernels: Kernels, filter: &Filter<'_, A>, rows: RowGrads<'_, '_, A>) {
+    kernels.causal_conv1d_rows_bwd::<R>(ConvRowsBwd {
+        steps: rows.steps,
+        first: rows.first,
+        seqlen: rows.seqlen,
+        width: filter.width,
+        blocks: filter.bias.len() / filter.lanes,
+        silu: filter.silu,
+        x: &Same(rows.x),
+        grad_out: &Same(rows.grad_out),
+        grad_x: rows.grad_x.map(Same).as_mut(),
+        weight: cast_slice(filter.taps),
+        bias: cast_slice(filter.bias),
+        window: cast_slice_mut(rows.window),
+        open: cast_slice_mut(rows.open),
+        head: cast_slice_mut(rows.head),
+        grad_filter: rows.filter,
+    });
 }
 
 /// Vectors of a block: a block is several cache lines of a row, so that few pages are met for many numbers.
@@ -51,6 +110,26 @@ impl ConvKernel for Kernels {
             forward::<A, f64>(self, filter, rows, outputs);
         } else {
             forward::<A, f32>(self, filter, rows, outputs);
+        }
+    }
+
+    fn has_in_place(self, width: usize) -> bool {
+        self.isa() != Isa::Portable && (2..=4).contains(&width)
+    }
+
+    fn in_place<A: Real>(self, filter: &Filter<'_, A>, x: &Rows<'_, A>, out: &mut RowsMut<'_, A>, first: usize, steps: usize) {
+        if double::<A>() {
+            in_place::<A, f64>(self, filter, x, out, [first, steps]);
+        } else {
+            in_place::<A, f32>(self, filter, x, out, [first, steps]);
+        }
+    }
+
+    fn backward_in_place<A: Real>(self, filter: &Filter<'_, A>, rows: RowGrads<'_, '_, A>) {
+        if double::<A>() {
+            backward_in_place::<A, f64>(self, filter, rows);
+        } else {
+            backward_in_place::<A, f32>(self, filter, rows);
         }
     }
 

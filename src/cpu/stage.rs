@@ -7,9 +7,9 @@
 use core::ops::Range;
 
 use super::convert::{load_lines, load_rows, store_lines, store_rows};
-use crate::arch::{Lanes, Planes, PlanesMut};
+use crate::arch::{Lanes, Lines, LinesMut, Planes, PlanesMut};
 use crate::element::{Element, Real, Weight};
-use crate::view::{View, ViewMut};
+use crate::view::{Rows, RowsMut, View, ViewMut};
 use crate::workspace::ALIGN;
 
 /// A part of one matrix of a tensor.
@@ -46,6 +46,9 @@ pub(super) trait Source<R>: Sync {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
     /// See [`lines`].
     fn lines(&self, region: Region, to: &mut [usize]) -> usize;
+    /// The region where it lies, if its numbers are of type `R`: its rows, if each is contiguous, or, where `columns` are asked for, all of
+    /// its columns in one line, if they are contiguous one after another.
+    fn in_place(&self, region: Region, columns: bool) -> Option<Rows<'_, R>>;
 }
 
 /// A tensor that is written from numbers of type `R`.
@@ -62,6 +65,22 @@ pub(super) trait Sink<R>: Send {
 pub(super) trait Tensor<R>: Sink<R> {
     /// As [`Source::stage`].
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>);
+    /// As [`Source::in_place`].
+    fn in_place(&mut self, region: Region, columns: bool) -> Option<RowsMut<'_, R>>;
+}
+
+impl<R> Lines<R> for Rows<'_, R> {
+    #[inline(always)]
+    fn lines<const C: usize>(&self, first: usize) -> [&[R]; C] {
+        self.several(first)
+    }
+}
+
+impl<R> LinesMut<R> for RowsMut<'_, R> {
+    #[inline(always)]
+    fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C] {
+        self.several(first)
+    }
 }
 
 /// Addresses on the cache lines of a region, as many as `to` holds, where it is contiguous along one axis; how many.
@@ -91,6 +110,17 @@ fn lines<E: Element>(of: View<'_, E, 4>, region: Region, to: &mut [usize]) -> us
 impl<E: Element, R: Lanes> Tensor<R> for ViewMut<'_, E, 4> {
     fn stage(&self, region: Region, blocks: Blocks, into: &mut PlanesMut<'_, R>) {
         self.as_view().stage(region, blocks, into);
+    }
+
+    fn in_place(&mut self, region: Region, columns: bool) -> Option<RowsMut<'_, R>> {
+        let Region { outer: [o, p], rows, cols } = region;
+        let tile = self.reborrow().same::<R>()?.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
+        if !columns {
+            return tile.into_rows();
+        }
+        let tile = tile.permute([0, 1, 3, 2]);
+        let len = tile.as_view().as_slice()?.len();
+        ViewMut::new(tile.into_slice(), [1, len]).into_rows()
     }
 }
 
@@ -178,6 +208,16 @@ impl<E: Element, R: Lanes> Source<R> for View<'_, E, 4> {
 
     fn lines(&self, region: Region, to: &mut [usize]) -> usize {
         lines(*self, region, to)
+    }
+
+    fn in_place(&self, region: Region, columns: bool) -> Option<Rows<'_, R>> {
+        let Region { outer: [o, p], rows, cols } = region;
+        let tile = self.same::<R>()?.slice(0, o..o + 1).slice(1, p..p + 1).slice(2, rows).slice(3, cols);
+        if !columns {
+            return tile.lines();
+        }
+        let all = tile.permute([0, 1, 3, 2]).as_slice()?;
+        View::new(all, [1, all.len()]).lines()
     }
 }
 

@@ -7,19 +7,29 @@ use super::grid::{Grid, Shape};
 use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block_mut, real, shared};
 use super::stage::{Blocks, Region, Sink, Tensor, row_mut, state_mut};
 use super::table::{TILE, fwd_blocks};
-use crate::arch::{self, Lanes, Planes, fwd_scratch};
+use crate::arch::{self, Lanes, Planes, fwd_scratch, step_scratch};
 use crate::buffer::Workspace;
 use crate::element::{Element, Input, Weight};
 use crate::error::Error;
 use crate::ops::Rule;
-use crate::par::SERIAL_BELOW;
+use crate::par::{Par, SERIAL_BELOW};
 use crate::selective::{SelectiveProblem, SelectiveStep};
-use crate::view::{Cut, View};
+use crate::view::{Cut, Rows, RowsMut, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
+
+/// Who runs the parts: this thread where there is little to do.
+fn par(cpu: &Cpu, problem: &SelectiveProblem) -> Par {
+    cpu.par.or_seq(problem.batch.saturating_mul(problem.dim).saturating_mul(problem.dstate) < SERIAL_BELOW)
+}
 
 fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent, Shape) {
     let lanes = cpu.kernels.lanes::<R>();
-    let blocks = fwd_blocks::<R>(problem.dim.div_ceil(lanes), lanes, cpu.par.workers());
+    let all = problem.dim.div_ceil(lanes);
+    // Mamba's own case walks its blocks in strips; the others stage all of a task.
+    let blocks = match par(cpu, problem).workers() {
+        1 if is_mambas(problem, W::COMPLEX) => all.max(1),
+        workers => fwd_blocks::<R>(all, lanes, workers),
+    };
     let groups = [problem.groups_b.unwrap_or(1), problem.groups_c.unwrap_or(1)];
     let shape = Shape { dim: problem.dim, states: 1, groups, width: blocks * lanes };
     // All blocks of a task are staged at once.
@@ -52,25 +62,29 @@ pub(super) fn run<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>, R
     let state = state_mut(args.state).tiles(Cut::Whole, grid.channels_cut());
     let out = row_mut(args.out).tiles(Cut::Whole, grid.channels_cut());
     let slots = args.slots;
-    let par = cpu.par.or_seq(problem.batch.saturating_mul(problem.dim).saturating_mul(problem.dstate) < SERIAL_BELOW);
+    let par = par(cpu, &problem);
     par.run(0, grid.tasks(), (state, out), &mut ws, task_bytes::<R>(extent), |i, (mut state, mut out), ws| {
-        let rows = if is_mambas(&inputs) { rows_of_blocks } else { rows };
+        let rows = if is_mambas(&problem, W::COMPLEX) { rows_of_blocks } else { rows };
         rows(&inputs, grid.task(i).channels, slots, &mut state, &mut out, ws);
     })
 }
 
-/// Whether the step has a kernel of its own: see [`StepRow`].
-fn is_mambas<R>(inputs: &Inputs<'_, R>) -> bool {
-    let problem = &inputs.problem;
-    problem.options.rule == Rule::Euler && !inputs.extent.complex && problem.groups_b.is_some() && problem.groups_c.is_some()
+/// Whether the step has a kernel of its own: see [`StepRow`](arch::StepRow).
+fn is_mambas(problem: &SelectiveProblem, complex: bool) -> bool {
+    problem.options.rule == Rule::Euler && !complex && problem.groups_b.is_some() && problem.groups_c.is_some()
 }
 
-/// Bytes of workspace of [`row_of_blocks`].
+/// Bytes of workspace of [`blocks_of_rows`].
 fn row_bytes<R>(extent: Extent) -> usize {
-    8 * bytes_of::<R>(extent.blocks.saturating_mul(extent.lanes)) + 2 * (bytes_of::<R>(extent.dstate) + extent.states_bytes::<R>())
+    let (all, dstate) = (extent.blocks.saturating_mul(extent.lanes), extent.dstate);
+    7 * bytes_of::<R>(all)
+        + bytes_of::<R>(step_scratch(extent.lanes))
+        + 2 * bytes_of::<R>(dstate)
+        + 2 * bytes_of::<R>(dstate.saturating_mul(all))
+        + bytes_of::<R>(dstate.saturating_mul(extent.lanes))
 }
 
-/// [`rows`] in Mamba's own case.
+/// [`rows`] in Mamba's own case: whole blocks, whose A and states are used where they lie, and the channels after them.
 fn rows_of_blocks<R: Lanes>(
     inputs: &Inputs<'_, R>,
     channels: Range<usize>,
@@ -79,53 +93,133 @@ fn rows_of_blocks<R: Lanes>(
     out: &mut dyn Sink<R>,
     ws: &mut Workspace<'_>,
 ) {
-    let (extent, problem) = (inputs.extent, &inputs.problem);
-    let mut ws = ws.reborrow();
-    let all = extent.blocks * extent.lanes;
-    let [u, delta, z, d, delta_bias, y, limits, scratch] = [(); 8].map(|()| ws.slice::<R>(all).expect(SIZED));
-    let [b, c] = [(); 2].map(|()| ws.slice::<R>(extent.dstate).expect(SIZED));
-    let [mut a, mut h] = [(); 2].map(|()| extent.take_states::<R>(&mut ws));
-    let (lanes, states) = (Blocks { width: extent.lanes, stride: extent.lanes, first: 0 }, extent.states());
-    let region = |outer: usize, rows: usize, cols: &Range<usize>| Region { outer: [outer, 0], rows: 0..rows, cols: cols.clone() };
-    inputs.a.stage(region(0, extent.dstate, &channels), states, &mut a);
-    for (source, into) in [(inputs.d, &mut *d), (inputs.delta_bias, &mut *delta_bias)] {
-        source.into_iter().for_each(|source| source.stage(region(0, 1, &channels), lanes, &mut real(into)));
+    let whole = channels.len() / inputs.extent.lanes * inputs.extent.lanes;
+    for here in [0..whole, whole..channels.len()] {
+        if !here.is_empty() {
+            blocks_of_rows(inputs, [channels.clone(), here], slots, state, out, ws);
+        }
     }
-    let here = 0..channels.len();
-    let mut prepared = false;
-    for batch in 0..problem.batch {
-        let Ok(slot) = slots.map_or(Ok(batch), |s| usize::try_from(s.get([batch]))) else { continue };
-        state.stage(region(slot, extent.dstate, &here), states, &mut h);
-        for (source, into) in [(Some(inputs.u), &mut *u), (Some(inputs.delta), &mut *delta), (inputs.z, &mut *z)] {
-            source.into_iter().for_each(|source| source.stage(region(batch, 1, &channels), lanes, &mut real(into)));
+}
+
+/// Channels `here` of `channels`.
+fn blocks_of_rows<R: Lanes>(
+    inputs: &Inputs<'_, R>,
+    [channels, here]: [Range<usize>; 2],
+    slots: Option<View<'_, i32, 1>>,
+    state: &mut dyn Tensor<R>,
+    out: &mut dyn Sink<R>,
+    ws: &mut Workspace<'_>,
+) {
+    let (mut ws, dstate, lanes) = (ws.reborrow(), inputs.extent.dstate, inputs.extent.lanes);
+    let channels = channels.start + here.start..channels.start + here.end;
+    let (width, whole) = (here.len().next_multiple_of(lanes), here.len().is_multiple_of(lanes));
+    let slot = |batch: usize| slots.map_or(Some(batch), |s| usize::try_from(s.get([batch])).ok());
+    let Some(some) = (0..inputs.problem.batch).find_map(slot) else { return };
+    let region = |outer: usize, cols: &Range<usize>| Region { outer: [outer, 0], rows: 0..dstate, cols: cols.clone() };
+    let [a, h] = [(); 2].map(|()| ws.slice::<R>(dstate * width).expect(SIZED));
+    let states = Blocks { width, stride: 0, first: 0 };
+    let by_channel = whole && dstate.is_multiple_of(lanes) && state.in_place(region(some, &here), true).is_some();
+    let turned = inputs.a.in_place(region(0, &channels), true).filter(|_| whole && dstate.is_multiple_of(lanes));
+    let by_channel = by_channel && turned.is_some();
+    let a = match (turned, inputs.a.in_place(region(0, &channels), false).filter(|_| whole)) {
+        (Some(a), _) if by_channel => a,
+        (_, Some(a)) => a,
+        (from, _) => {
+            match from {
+                Some(from) => {
+                    let [from] = from.several::<1>(0);
+                    inputs.kernels.turn(arch::Turn { blocks: width / lanes, dstate, from, to: &mut *a });
+                }
+                None => inputs.a.stage(region(0, &channels), states, &mut real(a)),
+            }
+            View::new(&*a, [dstate, width]).lines().expect("contiguous")
         }
-        for (source, groups, into) in [(inputs.b, problem.groups_b, &mut *b), (inputs.c, problem.groups_c, &mut *c)] {
+    };
+    let mut row = Row::new(inputs, &channels, &mut ws);
+    for batch in 0..inputs.problem.batch {
+        let Some(slot) = slot(batch) else { continue };
+        row.vary(inputs, batch, &channels);
+        if let Some(mut h) = state.in_place(region(slot, &here), by_channel).filter(|_| whole) {
+            row.step(inputs, by_channel, &a, &mut h);
+        } else {
+            state.stage(region(slot, &here), states, &mut real(h));
+            row.step(inputs, false, &a, &mut ViewMut::new(&mut *h, [dstate, width]).into_rows().expect("contiguous"));
+            state.put(region(slot, &here), states, &Planes { re: h, im: None });
+        }
+        out.put(Region { outer: [batch, 0], rows: 0..1, cols: here.clone() }, row.blocks, &Planes { re: row.out, im: None });
+    }
+}
+
+/// What a step of some channels works on beside A and the states.
+struct Row<'s, R> {
+    blocks: Blocks,
+    count: usize,
+    prepared: bool,
+    u: &'s mut [R],
+    delta: &'s mut [R],
+    z: &'s mut [R],
+    d: &'s mut [R],
+    delta_bias: &'s mut [R],
+    b: &'s mut [R],
+    c: &'s mut [R],
+    out: &'s mut [R],
+    bounds: &'s mut [R],
+    scratch: &'s mut [R],
+    columns: &'s mut [R],
+}
+
+impl<'s, R: Lanes> Row<'s, R> {
+    /// Takes memory, and stages what does not vary by row.
+    fn new(inputs: &Inputs<'_, R>, channels: &Range<usize>, ws: &mut Workspace<'s>) -> Self {
+        let Extent { lanes, dstate, .. } = inputs.extent;
+        let count = channels.len().div_ceil(lanes);
+        let [u, delta, z, d, delta_bias, out, bounds] = [(); 7].map(|()| ws.slice::<R>(count * lanes).expect(SIZED));
+        let scratch = ws.slice::<R>(step_scratch(lanes)).expect(SIZED);
+        let [b, c, columns] = [1, 1, lanes].map(|width| ws.slice::<R>(dstate * width).expect(SIZED));
+        let blocks = Blocks { width: count * lanes, stride: 0, first: 0 };
+        let all = Region { outer: [0, 0], rows: 0..1, cols: channels.clone() };
+        for (source, into) in [(inputs.d, &mut *d), (inputs.delta_bias, &mut *delta_bias)] {
+            source.into_iter().for_each(|source| source.stage(all.clone(), blocks, &mut real(into)));
+        }
+        Row { blocks, count, prepared: false, u, delta, z, d, delta_bias, b, c, out, bounds, scratch, columns }
+    }
+
+    /// Stages what does vary.
+    fn vary(&mut self, inputs: &Inputs<'_, R>, batch: usize, channels: &Range<usize>) {
+        let row = Region { outer: [batch, 0], rows: 0..1, cols: channels.clone() };
+        for (source, into) in [(Some(inputs.u), &mut *self.u), (Some(inputs.delta), &mut *self.delta), (inputs.z, &mut *self.z)] {
+            source.into_iter().for_each(|source| source.stage(row.clone(), self.blocks, &mut real(into)));
+        }
+        let problem = &inputs.problem;
+        for (source, groups, into) in [(inputs.b, problem.groups_b, &mut *self.b), (inputs.c, problem.groups_c, &mut *self.c)] {
             let group = channels.start * groups.unwrap_or(1) / problem.dim;
-            let region = Region { outer: [batch, group], rows: 0..1, cols: 0..extent.dstate };
-            source.stage(region, extent.varying(), &mut real(into));
+            let region = Region { outer: [batch, group], rows: 0..1, cols: 0..inputs.extent.dstate };
+            source.stage(region, inputs.extent.varying(), &mut real(into));
         }
+    }
+
+    fn step(&mut self, inputs: &Inputs<'_, R>, by_channel: bool, a: &Rows<'_, R>, h: &mut RowsMut<'_, R>) {
         inputs.kernels.selective_state_update(arch::StepRow {
-            blocks: channels.len().div_ceil(extent.lanes),
-            dstate: extent.dstate,
-            stride: states.stride,
-            softplus: problem.options.delta_softplus,
-            prepared,
-            u,
-            delta,
-            delta_bias: inputs.delta_bias.map(|_| &*delta_bias),
-            z: inputs.z.map(|_| &*z),
-            d: inputs.d.map(|_| &*d),
-            a: a.re,
-            b,
-            c,
-            h: h.re,
-            out: y,
-            limits,
-            scratch,
+            blocks: self.count,
+            dstate: inputs.extent.dstate,
+            by_channel,
+            softplus: inputs.problem.options.delta_softplus,
+            prepared: self.prepared,
+            u: self.u,
+            delta: self.delta,
+            delta_bias: inputs.delta_bias.map(|_| &*self.delta_bias),
+            z: inputs.z.map(|_| &*self.z),
+            d: inputs.d.map(|_| &*self.d),
+            a,
+            b: self.b,
+            c: self.c,
+            h,
+            out: self.out,
+            bounds: self.bounds,
+            scratch: self.scratch,
+            columns: self.columns,
         });
-        prepared = true;
-        state.put(region(slot, extent.dstate, &here), states, &shared(&h));
-        out.put(region(batch, 1, &here), lanes, &Planes { re: y, im: None });
+        self.prepared = true;
     }
 }
 

@@ -11,7 +11,7 @@ mod stage;
 
 pub(crate) use backward::bwd_with;
 pub(crate) use host::{fwd_with, fwd_workspace_with, update_with, update_workspace_with};
-pub(crate) use stage::{ConvKernel, Filter, Plain, TileGrads};
+pub(crate) use stage::{ConvKernel, Filter, Plain, RowGrads, TileGrads};
 
 pub use backward::{causal_conv1d_bwd, causal_conv1d_bwd_workspace};
 pub use host::{causal_conv1d_fwd, causal_conv1d_fwd_workspace, causal_conv1d_update, causal_conv1d_update_workspace};

@@ -2,8 +2,8 @@
 
 use crate::arch::generic::silu::{silu, silu_and_grad};
 use crate::arch::generic::tables::Tables;
-use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvTile, TILE};
-use crate::arch::generic::vector::{Op, Vector, rows, rows_mut};
+use crate::arch::generic::tiles::{ConvBwd, ConvFwd, ConvRows, ConvRowsBwd, ConvTile, Lines, LinesMut, TILE};
+use crate::arch::generic::vector::{Op, Vector, loose, loose_mut, rows, rows_mut};
 use crate::element::Real as _;
 
 /// Σ_k weight_k·x_{t+k} + bias.
@@ -57,6 +57,75 @@ impl<R: Tables> Op<R> for ConvFwd<'_, R> {
     }
 }
 
+/// Asks for block `k` of a line, once for each 64 bytes.
+#[inline(always)]
+fn ask<V: Vector>(zero: V, line: &[V::Real], k: usize) {
+    if (k * size_of::<V>()).is_multiple_of(64) {
+        zero.prefetch::<true>(line.as_ptr().wrapping_add(k * V::LANES).addr());
+    }
+}
+
+/// `T` outputs of all blocks from output `t` on, which take `M` = W − 1 + T lines.
+#[inline(always)]
+fn outputs<V: Vector, const W: usize, const T: usize, const M: usize>(
+    zero: V,
+    args: &mut ConvRows<'_, V::Real, impl Lines<V::Real>, impl LinesMut<V::Real>>,
+    t: usize,
+) {
+    let (blocks, act) = (args.blocks, args.silu);
+    let x = args.x.lines::<M>(t).map(|line| loose(zero, line, blocks));
+    let out = args.out.lines_mut::<T>(args.first + t).map(|line| loose_mut(zero, line, blocks));
+    let (weight, bias) = (rows(zero, args.weight, W * blocks), rows(zero, args.bias, blocks));
+    // The lines of the next outputs, or these again.
+    let next = if t + M + T < args.steps + W { args.x.lines::<T>(t + M) } else { args.x.lines::<T>(t) };
+    for (k, (weight, bias)) in weight.chunks_exact(W).zip(bias).enumerate() {
+        let (mut window, mut sums) = ([zero; M], [zero; T]);
+        for next in next {
+            ask(zero, next, k);
+        }
+        for i in 0..M {
+            window[i] = x[i][k].get();
+        }
+        for i in 0..T {
+            let sum = taps(weight, *bias, &window[i..i + W]);
+            sums[i] = if act { silu(sum) } else { sum };
+        }
+        for i in 0..T {
+            out[i][k].set(sums[i]);
+        }
+    }
+}
+
+/// All outputs, few at a time, so that weights and inputs are read for several of them.
+#[inline(always)]
+fn over_rows<V: Vector, const W: usize, const M: usize>(
+    zero: V,
+    mut args: ConvRows<'_, V::Real, impl Lines<V::Real>, impl LinesMut<V::Real>>,
+) {
+    let mut t = 0;
+    while t + 4 <= args.steps {
+        outputs::<V, W, 4, M>(zero, &mut args, t);
+        t += 4;
+    }
+    while t < args.steps {
+        outputs::<V, W, 1, W>(zero, &mut args, t);
+        t += 1;
+    }
+}
+
+impl<R: Tables, X: Lines<R>, O: LinesMut<R>> Op<R> for ConvRows<'_, R, X, O> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(self, zero: V) {
+        match self.width {
+            2 => over_rows::<V, 2, 5>(zero, self),
+            3 => over_rows::<V, 3, 6>(zero, self),
+            4 => over_rows::<V, 4, 7>(zero, self),
+            width => panic!("a filter of {width} taps is applied to tiles"),
+        }
+    }
+}
+
 /// The lanes of a sum over the tile.
 #[inline(always)]
 fn put<V: Vector>(sum: V, to: &mut [f64]) {
@@ -87,6 +156,72 @@ fn backward<V: Vector, const W: usize>(zero: V, weight: &[V], x: &[V], grad: &[V
     grad_x[grad.len()..].copy_from_slice(&open[..W - 1]);
     for (sum, to) in total.iter().zip(sums.chunks_exact_mut(V::LANES)) {
         put(*sum, to);
+    }
+}
+
+/// Block `k` of whole rows.
+#[inline(always)]
+fn backward_rows<V: Vector, const W: usize>(
+    zero: V,
+    args: &mut ConvRowsBwd<'_, V::Real, impl Lines<V::Real>, impl LinesMut<V::Real>>,
+    k: usize,
+) {
+    let (blocks, at) = (args.blocks, k * (W - 1));
+    let carried = blocks * (W - 1);
+    let (mut weight, mut x, mut open, mut total) = ([zero; W], [zero; W], [zero; W], [zero; W]);
+    weight.copy_from_slice(&rows(zero, args.weight, W * blocks)[k * W..][..W]);
+    let (bias, mut sum) = (rows(zero, args.bias, blocks)[k], zero);
+    let (window, carry) = (rows_mut(zero, args.window, carried), rows_mut(zero, args.open, carried));
+    let head = rows_mut(zero, args.head, carried);
+    x[..W - 1].copy_from_slice(&window[at..at + W - 1]);
+    open[..W - 1].copy_from_slice(&carry[at..at + W - 1]);
+    for t in args.first..args.first + args.steps {
+        let ([input], [g]) = (args.x.lines::<1>(t), args.grad_out.lines::<1>(t));
+        // A column of rows is no stream to the hardware.
+        let ahead = (t + TILE / 2).min(args.seqlen - 1);
+        ask(zero, args.x.lines::<1>(ahead)[0], k);
+        ask(zero, args.grad_out.lines::<1>(ahead)[0], k);
+        x[W - 1] = loose::<V>(zero, input, blocks)[k].get();
+        let mut g = loose::<V>(zero, g, blocks)[k].get();
+        if args.silu {
+            g = g * silu_and_grad(taps(&weight, bias, &x)).1;
+        }
+        open[W - 1] = zero;
+        for j in 0..W {
+            open[j] = weight[j].mul_add(g, open[j]);
+            total[j] = x[j].mul_add(g, total[j]);
+        }
+        sum = sum + g;
+        if t < W - 1 {
+            head[t * blocks + k] = open[0];
+        } else if let Some(grad_x) = &mut args.grad_x {
+            let [to] = grad_x.lines_mut::<1>(t - (W - 1));
+            loose_mut(zero, to, blocks)[k].set(open[0]);
+        }
+        for j in 1..W {
+            (open[j - 1], x[j - 1]) = (open[j], x[j]);
+        }
+    }
+    window[at..at + W - 1].copy_from_slice(&x[..W - 1]);
+    carry[at..at + W - 1].copy_from_slice(&open[..W - 1]);
+    let sums = &mut args.grad_filter[k * (W + 1) * V::LANES..];
+    for (sum, to) in total.iter().chain([&sum]).zip(sums.chunks_exact_mut(V::LANES)) {
+        put(*sum, to);
+    }
+}
+
+impl<R: Tables, X: Lines<R>, O: LinesMut<R>> Op<R> for ConvRowsBwd<'_, R, X, O> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector<Real = R>>(mut self, zero: V) {
+        for k in 0..self.blocks {
+            match self.width {
+                2 => backward_rows::<V, 2>(zero, &mut self, k),
+                3 => backward_rows::<V, 3>(zero, &mut self, k),
+                4 => backward_rows::<V, 4>(zero, &mut self, k),
+                width => panic!("a filter of {width} taps is applied to tiles"),
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::arch::generic::discretize::discretize;
 use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, plane_rows, plane_rows_mut, plane_scalars};
 use crate::arch::generic::silu::silu;
-use crate::arch::generic::softplus::ln_1p_unit;
+use crate::arch::generic::softplus::softplus_of;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{Coefficient, SelectiveFwd, SelectiveTile, TILE};
 use crate::arch::generic::vector::{Op, Part, Vector, rows, rows_mut};
@@ -97,7 +97,7 @@ pub(super) fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, decay
             *decay = exp_of_negative(-(*delta + bias).abs());
         }
         for ((((dt, du), decay), delta), u) in dt.iter_mut().zip(du).zip(decay).zip(delta).zip(u) {
-            *dt = (*delta + bias).at_least(zero) + ln_1p_unit(*decay);
+            *dt = softplus_of(*delta + bias, *decay);
             *du = *dt * *u;
         }
     } else {

@@ -22,7 +22,7 @@ pub fn sigmoid<V: Vector>(x: V) -> V {
     sigmoid_both(x).0
 }
 
-/// silu(x) = x·2^−k/(2^−k + m), where e^−x = m·2^k. The power of two is applied last, so that the tail below −88 in f32 keeps its
+/// silu(x) = x·2^−k/(2^−k + 1 + m), where e^−x = (1 + m)·2^k. The power of two is applied last, so that the tail below −88 in f32 keeps its
 /// precision until the result itself underflows.
 #[inline(always)]
 pub fn silu<V: Vector>(x: V) -> V {
@@ -33,11 +33,12 @@ pub fn silu<V: Vector>(x: V) -> V {
     let n = inner.mul_add(x.splat(V::Real::LOG2_E), magic) - magic;
     let [high, low] = V::Real::LN_2;
     let r = n.mul_add(x.splat(low), n.mul_add(x.splat(high), -inner));
-    let m = V::Real::exp_m1_tail(r).mul_add(r * r, r) + x.splat(V::Real::ONE);
+    let m = V::Real::exp_m1_tail(r).mul_add(r * r, r);
     // 2^(j−k), which is normal where 2^−k is not.
     let power = (n + x.splat(V::Real::DOWN_POWER)).mantissa_to_exponent();
     let down = x.splat(V::Real::DOWN);
-    let value = inner / power.mul_add(down, m) * power * down;
+    // 1 is added last: what is rounded before is the sum of the small ones.
+    let value = inner / (power.mul_add(down, m) + x.splat(V::Real::ONE)) * power * down;
     V::select(most.lt(x), x, value)
 }
 
@@ -52,7 +53,7 @@ pub fn silu_and_grad<V: Vector>(x: V) -> (V, V) {
 mod tests {
     use super::*;
     use crate::arch::Kernels;
-    use crate::arch::testing::{Function, check, map, sweep};
+    use crate::arch::testing::{Function, check, check_line, map, sweep};
 
     struct Silu;
     impl Function for Silu {
@@ -83,8 +84,15 @@ mod tests {
 
     #[test]
     fn silu_is_accurate() {
-        check::<Silu>(&sweep(-91.0, 120.0, 200_000), [3.0, 4.5], |x| x * reference(x));
+        check::<Silu>(&sweep(-91.0, 120.0, 200_000), [2.0, 3.5], |x| x * reference(x));
+        check_line::<Silu>(12_347, 2.0, |x| x * reference(x));
         check::<Sigmoid>(&sweep(-86.0, 120.0, 200_000), [3.0, 4.0], reference);
+    }
+
+    #[test]
+    #[ignore = "every f32: minutes"]
+    fn silu_is_accurate_everywhere() {
+        check_line::<Silu>(1, 2.0, |x| x * reference(x));
     }
 
     #[test]

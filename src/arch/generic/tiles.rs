@@ -144,18 +144,31 @@ pub struct SelectiveBwd<'a, R> {
     pub ahead: &'a [usize],
 }
 
+/// Lines of numbers, each contiguous.
+pub trait Lines<R> {
+    /// Lines `first..first + C`.
+    fn lines<const C: usize>(&self, first: usize) -> [&[R]; C];
+}
+
+/// [`Lines`] to write to.
+pub trait LinesMut<R> {
+    /// Lines `first..first + C`.
+    fn lines_mut<const C: usize>(&mut self, first: usize) -> [&mut [R]; C];
+}
+
 /// One step of many blocks in Mamba's own case: Euler's rule, real A, varying B and C. The bits are those of [`SelectiveFwd`].
+/// A and the states need no alignment.
 #[derive(Debug)]
-pub struct StepRow<'a, R> {
+pub struct StepRow<'a, R, A, H> {
     /// Blocks, `k` below.
     pub blocks: usize,
     /// States a channel, N ≥ 1.
     pub dstate: usize,
-    /// Numbers from block to block of `a` and `h`.
-    pub stride: usize,
+    /// `a` and `h` are one line each, a channel's states after another's, N a multiple of `W`; else a line is a state's channels.
+    pub by_channel: bool,
     /// Δ' = softplus(Δ + bias) instead of Δ + bias.
     pub softplus: bool,
-    /// `a` and `limits` are as an earlier call left them.
+    /// `bounds` is as an earlier call for the same A and `blocks` left it.
     pub prepared: bool,
     /// u `[k][w]`.
     pub u: &'a [R],
@@ -167,20 +180,43 @@ pub struct StepRow<'a, R> {
     pub z: Option<&'a [R]>,
     /// Skip D `[k][w]`.
     pub d: Option<&'a [R]>,
-    /// A `[k][n][w]`; scaled for later calls on return.
-    pub a: &'a mut [R],
+    /// A.
+    pub a: &'a A,
     /// B `[n]`.
     pub b: &'a [R],
     /// C `[n]`.
     pub c: &'a [R],
-    /// States `[k][n][w]`, updated.
-    pub h: &'a mut [R],
+    /// The states, updated.
+    pub h: &'a mut H,
     /// out `[k][w]`.
     pub out: &'a mut [R],
     /// Arbitrary numbers `[k][w]`, kept for later calls.
-    pub limits: &'a mut [R],
-    /// Arbitrary numbers `[k][w]`.
+    pub bounds: &'a mut [R],
+    /// Arbitrary numbers, [`step_scratch`] of them.
     pub scratch: &'a mut [R],
+    /// Arbitrary numbers `[n][w]`; not used where not `by_channel`.
+    pub columns: &'a mut [R],
+}
+
+/// Blocks of a [`StepRow`] that are walked together, so that what is kept of them stays in the nearest cache.
+pub(super) const STRIP: usize = 32;
+
+/// Numbers of scratch memory that a [`StepRow`] of any number of blocks takes.
+pub const fn step_scratch(lanes: usize) -> usize {
+    4 * STRIP * lanes
+}
+
+/// A channel's states after another's, N a multiple of `W`, to lines of a state's channels.
+#[derive(Debug)]
+pub struct Turn<'a, R> {
+    /// Blocks of channels.
+    pub blocks: usize,
+    /// N.
+    pub dstate: usize,
+    /// `[channel][n]`.
+    pub from: &'a [R],
+    /// `[n][blocks · W]`.
+    pub to: &'a mut [R],
 }
 
 /// How many states the backward pass walks at once.
@@ -232,6 +268,64 @@ pub struct ConvFwd<'a, R> {
     pub tile: ConvTile<'a, R>,
     /// out `[t][w]`, overwritten.
     pub out: &'a mut [R],
+}
+
+/// The convolution over whole rows where they lie, W from 2 to 4. The bits are those of [`ConvFwd`].
+#[derive(Debug)]
+pub struct ConvRows<'a, R, X, O> {
+    /// Outputs a channel.
+    pub steps: usize,
+    /// Taps.
+    pub width: usize,
+    /// Blocks of channels, `k` below.
+    pub blocks: usize,
+    /// Whether the activation is SiLU, else none.
+    pub silu: bool,
+    /// W − 1 + steps lines of channels.
+    pub x: &'a X,
+    /// `[k][tap][w]`.
+    pub weight: &'a [R],
+    /// `[k][w]`.
+    pub bias: &'a [R],
+    /// Lines of channels.
+    pub out: &'a mut O,
+    /// The line of the first output.
+    pub first: usize,
+}
+
+/// [`ConvRows`], backward, over some steps. Every sum is in the order of [`ConvBwd`].
+#[derive(Debug)]
+pub struct ConvRowsBwd<'a, R, X, O> {
+    /// Steps.
+    pub steps: usize,
+    /// The line of the first of them.
+    pub first: usize,
+    /// Lines.
+    pub seqlen: usize,
+    /// Taps.
+    pub width: usize,
+    /// Blocks of channels, `k` below.
+    pub blocks: usize,
+    /// Whether the activation is SiLU, else none.
+    pub silu: bool,
+    /// Lines of channels.
+    pub x: &'a X,
+    /// ∂out.
+    pub grad_out: &'a X,
+    /// ∂x, if it is wanted: the lines W − 1 before those of the steps are written.
+    pub grad_x: Option<&'a mut O>,
+    /// `[k][tap][w]`.
+    pub weight: &'a [R],
+    /// `[k][w]`.
+    pub bias: &'a [R],
+    /// The last W − 1 inputs `[k][tap][w]`: before the steps on entry, of them on return.
+    pub window: &'a mut [R],
+    /// What is known of ∂x of the last W − 1 steps `[k][tap][w]`, in the same way.
+    pub open: &'a mut [R],
+    /// `[line][k][w]`: what would be lines of `grad_x` before the first, W − 1 of them.
+    pub head: &'a mut [R],
+    /// ∂weight and then ∂bias `[k][tap][w]`: sums over these steps.
+    pub grad_filter: &'a mut [f64],
 }
 
 /// A [`ConvTile`], backward. Every gradient is overwritten with this tile's share: the driver adds up the shares of tiles. The

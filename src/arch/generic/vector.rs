@@ -83,6 +83,17 @@ pub unsafe trait Vector:
         }
         to
     }
+    /// Rows for columns of `LANES` vectors.
+    #[inline(always)]
+    fn square(x: &mut [Self]) {
+        for r in 0..Self::LANES {
+            for c in 0..r {
+                let (low, high) = (x[c].lanes()[r], x[r].lanes()[c]);
+                x[r].lanes_mut()[c] = low;
+                x[c].lanes_mut()[r] = high;
+            }
+        }
+    }
     /// Numbers of type f16, as bits, to as many numbers.
     #[inline(always)]
     fn load_f16(self, from: &[u16], to: &mut [Self::Real]) {
@@ -184,6 +195,20 @@ pub unsafe trait Vector:
         lanes[0]
     }
 
+    /// The largest lane, if none is NaN.
+    #[inline(always)]
+    fn largest(mut self) -> Self::Real {
+        let lanes = self.lanes_mut();
+        let mut width = Self::LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] = if lanes[i] < lanes[i + width] { lanes[i + width] } else { lanes[i] };
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
     /// [`Vector::sum`] of four at once.
     #[inline(always)]
     fn sums(x: [Self; 4]) -> [Self::Real; 4] {
@@ -222,6 +247,40 @@ pub fn rows_mut<V: Vector>(_proof: V, numbers: &mut [V::Real], rows: usize) -> &
     let numbers = &mut numbers[..rows * V::LANES];
     assert!(numbers.as_ptr().cast::<V>().is_aligned(), "a staged row is not aligned");
     // SAFETY: as in `rows`, and the exclusive borrow goes over to the result.
+    unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), rows) }
+}
+
+/// A vector that may lie anywhere.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, packed)]
+pub struct Loose<V>(V);
+
+impl<V: Copy> Loose<V> {
+    /// It.
+    #[inline(always)]
+    pub fn get(self) -> V {
+        self.0
+    }
+    /// Another.
+    #[inline(always)]
+    pub fn set(&mut self, to: V) {
+        self.0 = to;
+    }
+}
+
+/// As [`rows`], of numbers that may lie anywhere.
+#[inline(always)]
+pub fn loose<V: Vector>(_proof: V, numbers: &[V::Real], rows: usize) -> &[Loose<V>] {
+    let numbers = &numbers[..rows * V::LANES];
+    // SAFETY: as in `rows`; the type of the result has no alignment.
+    unsafe { core::slice::from_raw_parts(numbers.as_ptr().cast(), rows) }
+}
+
+/// [`loose`], to write to.
+#[inline(always)]
+pub fn loose_mut<V: Vector>(_proof: V, numbers: &mut [V::Real], rows: usize) -> &mut [Loose<V>] {
+    let numbers = &mut numbers[..rows * V::LANES];
+    // SAFETY: as in `loose`, and the exclusive borrow goes over to the result.
     unsafe { core::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), rows) }
 }
 
@@ -270,6 +329,7 @@ mod tests {
             }
             let want = |k: usize| R::of(((1 << V::LANES) - 1) << k) - R::of(V::LANES * k * 100);
             assert_eq!(V::sums(x), [want(0), want(1), want(2), want(3)]);
+            assert_eq!(x[0].largest(), R::of(1 << (V::LANES - 1)));
             assert!(V::all(x[0].lt(zero.splat(R::of(1 << 16)))));
             for i in 0..V::LANES {
                 let mut one = zero;
@@ -285,6 +345,20 @@ mod tests {
             for i in 0..V::LANES {
                 assert_eq!(zero.widen::<false>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][0]));
                 assert_eq!(zero.widen::<true>(&pairs).lanes()[i].to_f64(), f64::from(pairs[i][1]));
+            }
+            let numbers: [R; 300] = core::array::from_fn(R::of);
+            let mut square = [zero; 16];
+            for (r, x) in square[..V::LANES].iter_mut().enumerate() {
+                *x = loose(zero, &numbers[1 + r * V::LANES..], 1)[0].get();
+            }
+            V::square(&mut square[..V::LANES]);
+            let mut to = [R::ZERO; 20];
+            for (r, x) in square[..V::LANES].iter().enumerate() {
+                loose_mut(zero, &mut to[1..], 1)[0].set(*x);
+                for c in 0..V::LANES {
+                    assert_eq!(to[1 + c], R::of(1 + c * V::LANES + r));
+                }
+                assert_eq!(to[1 + V::LANES], R::ZERO);
             }
             zero.prefetch::<true>(0);
             zero.prefetch::<false>(usize::MAX);

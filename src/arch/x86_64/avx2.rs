@@ -174,6 +174,12 @@ vector! {
         // SAFETY: as in `load_f16`.
         unsafe { transpose(x) }
     }
+    #[inline(always)]
+    fn square(x: &mut [Self]) {
+        let x = x.first_chunk_mut().expect("as many vectors as lanes");
+        // SAFETY: the values exist, so the CPU has the instruction set.
+        unsafe { square(x) }
+    }
 }
 
 vector! {
@@ -254,6 +260,31 @@ pub(super) unsafe fn transpose(x: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
         }
     }
     to
+}
+
+/// See [`Vector::square`]: neighbours are interleaved, then pairs, then halves.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn square(x: &mut [F32x8; 8]) {
+    // SAFETY: the caller says that the CPU has the instructions.
+    unsafe {
+        let mut quads = [_mm256_setzero_ps(); 8];
+        for half in [0, 4] {
+            let [a, b, c, d] = [x[half].0, x[half + 1].0, x[half + 2].0, x[half + 3].0];
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (low2, high2) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            quads[half] = _mm256_shuffle_ps::<0b01_00_01_00>(low, low2);
+            quads[half + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(low, low2);
+            quads[half + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(high, high2);
+            quads[half + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(high, high2);
+        }
+        for i in 0..4 {
+            x[i] = F32x8(_mm256_permute2f128_ps::<0x20>(quads[i], quads[i + 4]));
+            x[i + 4] = F32x8(_mm256_permute2f128_ps::<0x31>(quads[i], quads[i + 4]));
+        }
+    }
 }
 
 /// Numbers of type f16 to as many of type f32.

@@ -191,6 +191,12 @@ vector! {
         // SAFETY: as in `load_f16`.
         unsafe { avx2::transpose(x) }
     }
+    #[inline(always)]
+    fn square(x: &mut [Self]) {
+        let x = x.first_chunk_mut().expect("as many vectors as lanes");
+        // SAFETY: the values exist, so the CPU has the instruction set.
+        unsafe { square(x) }
+    }
 }
 
 vector! {
@@ -262,6 +268,37 @@ fn exp2_by_table(x: F32x16) -> F32x16 {
         F32x16(_mm512_castsi512_ps(_mm512_add_epi32(root, _mm512_slli_epi32::<19>(j))))
     };
     root_tail(r).mul_add(root * r, root).scale(k)
+}
+
+/// See [`Vector::square`]: in each quarter of the registers 4 × 4 numbers change places, then the quarters do.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
+#[inline(always)]
+unsafe fn square(x: &mut [F32x16; 16]) {
+    // SAFETY: the caller says that the CPU has the instructions.
+    unsafe {
+        let mut quads = [_mm512_setzero_ps(); 16];
+        for first in [0, 4, 8, 12] {
+            let [a, b, c, d] = [x[first].0, x[first + 1].0, x[first + 2].0, x[first + 3].0];
+            let (low, high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (low2, high2) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            quads[first] = _mm512_shuffle_ps::<0b01_00_01_00>(low, low2);
+            quads[first + 1] = _mm512_shuffle_ps::<0b11_10_11_10>(low, low2);
+            quads[first + 2] = _mm512_shuffle_ps::<0b01_00_01_00>(high, high2);
+            quads[first + 3] = _mm512_shuffle_ps::<0b11_10_11_10>(high, high2);
+        }
+        for i in 0..4 {
+            // Quarters 0 and 2, and 1 and 3, of two rows of four.
+            let [a, b, c, d] = [quads[i], quads[i + 4], quads[i + 8], quads[i + 12]];
+            let (even, odd) = (_mm512_shuffle_f32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
+            let (even2, odd2) = (_mm512_shuffle_f32x4::<0b10_00_10_00>(c, d), _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d));
+            x[i] = F32x16(_mm512_shuffle_f32x4::<0b10_00_10_00>(even, even2));
+            x[i + 4] = F32x16(_mm512_shuffle_f32x4::<0b10_00_10_00>(odd, odd2));
+            x[i + 8] = F32x16(_mm512_shuffle_f32x4::<0b11_01_11_01>(even, even2));
+            x[i + 12] = F32x16(_mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd2));
+        }
+    }
 }
 
 /// The sums over the lanes of four vectors: neighbours are added while vectors are interleaved, then quarters are added.

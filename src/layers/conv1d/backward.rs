@@ -10,7 +10,7 @@
 use core::ops::Range;
 
 use super::host::channels;
-use super::stage::{ConvKernel, Filter, Plain, STEPS, Stage, TileGrads};
+use super::stage::{ConvKernel, Filter, Plain, RowGrads, STEPS, Stage, TileGrads};
 use super::{ConvBwd, ConvGrads, ConvInputs, ConvProblem};
 use crate::buffer::Workspace;
 use crate::element::{Input, Real, Weight};
@@ -38,6 +38,8 @@ fn scratch<I: Input>(width: usize) -> usize {
         .saturating_add(bytes_of::<f64>(taps))
         .saturating_add(bytes_of::<Sum>(taps))
         .saturating_add(bytes_of::<I::Accum>(LANES) + bytes_of::<usize>(STEPS) + ALIGN)
+        .saturating_add(3 * bytes_of::<I::Accum>((width - 1).saturating_mul(LANES)))
+        .saturating_add(bytes_of::<f64>(taps))
 }
 
 /// Bytes of workspace that [`causal_conv1d_bwd`] takes.
@@ -100,6 +102,11 @@ struct Sums<'s, A> {
     total: &'s mut [Sum],
     /// One row of all channels.
     line: &'s mut [A],
+    /// Where rows are used in place: see [`RowGrads`].
+    window: &'s mut [A],
+    open: &'s mut [A],
+    head: &'s mut [A],
+    tiles: &'s mut [f64],
 }
 
 impl<'a, I: Input> Block<'a, I> {
@@ -129,10 +136,19 @@ impl<'a, I: Input> Block<'a, I> {
             tile: ws.slice((width + 1) * lanes)?,
             total: ws.slice((width + 1) * groups * lanes)?,
             line: ws.slice(count)?,
+            window: ws.slice((width - 1) * groups * lanes)?,
+            open: ws.slice((width - 1) * groups * lanes)?,
+            head: ws.slice((width - 1) * groups * lanes)?,
+            tiles: ws.slice((width + 1) * groups * lanes)?,
         };
         s.total.fill(Sum::default());
         let positions = ws.slice::<usize>(STEPS)?;
-        (0..self.problem.states).for_each(|state| self.span(kernel, state, &mut s, positions));
+        let in_place = kernel.has_in_place(width) && count.is_multiple_of(lanes) && !inputs.sequences.may_pad();
+        for state in 0..self.problem.states {
+            if !(in_place && self.rows(kernel, state, &mut s)) {
+                self.span(kernel, state, &mut s, positions);
+            }
+        }
         for (i, row) in s.total.chunks_exact(lanes).enumerate() {
             let (first, k) = (i / (width + 1) * lanes, i % (width + 1));
             for (d, sum) in (first..count).zip(row) {
@@ -183,6 +199,58 @@ impl<'a, I: Input> Block<'a, I> {
         self.flush(before, span.batch, state, s);
     }
 
+    /// As [`Block::span`], on rows where they lie; false where they are not of the arithmetic type or not contiguous.
+    fn rows(&mut self, kernel: impl ConvKernel, state: usize, s: &mut Sums<'_, I::Accum>) -> bool {
+        let (before, count, span) = (self.problem.width - 1, self.problem.dim, self.inputs.sequences.span(state, self.problem.seqlen));
+        let (lanes, seqlen, b) = (s.filter.lanes, span.range.len(), span.batch);
+        let lines = |v: View<'a, I, 3>| v.slice(0, b..b + 1).slice(1, span.range.clone()).same::<I::Accum>()?.lines();
+        let (Some(x), Some(grad_out)) = (lines(self.inputs.x), lines(self.grad_out)) else { return false };
+        let wanted = self.grads.x.is_some();
+        let to = self.grads.x.as_mut().map(|v| v.reborrow().slice(0, b..b + 1).slice(1, span.range.clone()));
+        let mut grad_x = to.and_then(|v| v.same::<I::Accum>()?.into_rows());
+        if wanted && grad_x.is_none() {
+            return false;
+        }
+        s.open.fill(I::Accum::ZERO);
+        s.window.fill(I::Accum::ZERO);
+        if let Some(window) = &self.inputs.initial_window {
+            for k in 0..before {
+                load_row(window, [state, k, 0], s.line);
+                scatter(s.line, s.window, [k, before, lanes]);
+            }
+        }
+        for first in (0..seqlen).step_by(STEPS) {
+            let steps = STEPS.min(seqlen - first);
+            let (window, open, head, filter) = (&mut *s.window, &mut *s.open, &mut *s.head, &mut *s.tiles);
+            let rows = RowGrads { x: &x, grad_out: &grad_out, grad_x: grad_x.as_mut(), seqlen, first, steps, window, open, head, filter };
+            kernel.backward_in_place(&s.filter, rows);
+            s.total.iter_mut().zip(s.tiles.iter()).for_each(|(total, tile)| total.add(*tile));
+        }
+        // Rows before the first position, then the last ones.
+        let initial = self.grads.initial_window.as_mut();
+        let mut put = |row: usize, from: &[I::Accum], initial: Option<&mut ViewMut<'a, I, 3>>| match (row.checked_sub(before), initial) {
+            (Some(t), _) => grad_x.iter_mut().for_each(|rows| rows.several::<1>(t)[0].copy_from_slice(from)),
+            (None, Some(window)) => store_row(window, [state, row, 0], from),
+            (None, None) => {}
+        };
+        let mut initial = initial;
+        for (row, from) in s.head.chunks_exact(count).enumerate().take(seqlen) {
+            put(row, from, initial.as_deref_mut());
+        }
+        for k in 0..before {
+            gather(s.open, s.line, [k, before, lanes]);
+            if let Some(last) = &self.grad_final_window {
+                let mut index = [state, k, 0];
+                for (d, sum) in s.line.iter_mut().enumerate() {
+                    index[2] = d;
+                    *sum += last.get(index).load();
+                }
+            }
+            put(seqlen + k, s.line, initial.as_deref_mut());
+        }
+        true
+    }
+
     /// Writes the first `count` rows of `grads` where they belong.
     fn flush(&mut self, count: usize, batch: usize, state: usize, s: &mut Sums<'_, I::Accum>) {
         for (k, &place) in s.places[..count].iter().enumerate() {
@@ -193,6 +261,20 @@ impl<'a, I: Input> Block<'a, I> {
                 _ => {}
             }
         }
+    }
+}
+
+/// A row of channels to row `k` of `rows` of each group.
+fn scatter<A: Copy>(from: &[A], to: &mut [A], [k, rows, lanes]: [usize; 3]) {
+    for (from, group) in from.chunks_exact(lanes).zip(to.chunks_exact_mut(rows * lanes)) {
+        group[k * lanes..][..lanes].copy_from_slice(from);
+    }
+}
+
+/// The way back.
+fn gather<A: Copy>(from: &[A], to: &mut [A], [k, rows, lanes]: [usize; 3]) {
+    for (group, to) in from.chunks_exact(rows * lanes).zip(to.chunks_exact_mut(lanes)) {
+        to.copy_from_slice(&group[k * lanes..][..lanes]);
     }
 }
 

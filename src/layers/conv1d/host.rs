@@ -8,12 +8,12 @@ use core::ops::Range;
 use super::stage::{ConvKernel, Filter, Plain, STEPS, Stage};
 use super::{ConvFwd, ConvInputs, ConvProblem, ConvStep};
 use crate::buffer::Workspace;
-use crate::element::Input;
+use crate::element::{Input, Real, Weight};
 use crate::error::Error;
-use crate::layers::rows::{clear_row, copy_lanes, store_row};
+use crate::layers::rows::{clear_row, copy_lanes, load_row, store_row};
 use crate::par::{Par, SERIAL_BELOW};
 use crate::sequences::Sequences;
-use crate::view::{Cut, ViewMut};
+use crate::view::{Cut, Rows, RowsMut, View, ViewMut};
 use crate::workspace::{ALIGN, bytes_of};
 
 /// The channels of block `block`.
@@ -21,8 +21,18 @@ pub(super) fn channels(block: usize, lanes: usize, dim: usize) -> Range<usize> {
     block * lanes..(block * lanes + lanes).min(dim)
 }
 
-fn fwd_scratch<I: Input>(kernel: impl ConvKernel, width: usize) -> usize {
-    let block = kernel.block::<I::Accum>();
+/// Channels of a part: the kernel's, or several times that where few threads want parts, since long rows are read faster.
+fn block_of<A: Real>(kernel: impl ConvKernel, dim: usize, par: Par) -> usize {
+    let block = kernel.block::<A>();
+    let parts = block.saturating_mul(2).saturating_mul(par.workers());
+    if par.workers() == 1 { block * (dim / block).clamp(1, 4) } else { block * (dim / parts).clamp(1, 4) }
+}
+
+fn fwd_scratch<I: Input>(block: usize, width: usize) -> usize {
+    bytes_of::<I::Accum>((width - 1).saturating_mul(2).saturating_mul(block)).saturating_add(tile_scratch::<I>(block, width))
+}
+
+fn tile_scratch<I: Input>(block: usize, width: usize) -> usize {
     Filter::<I::Accum>::bytes(width, block)
         .saturating_add(Stage::<I::Accum>::bytes(width, block))
         .saturating_add(bytes_of::<I::Accum>(STEPS * block) + bytes_of::<I::Accum>(block) + bytes_of::<usize>(STEPS) + ALIGN)
@@ -40,7 +50,7 @@ pub fn causal_conv1d_fwd<I: Input>(args: ConvFwd<'_, I>, par: Par, ws: &mut Work
 
 /// As [`causal_conv1d_fwd_workspace`], with an engine's kernel.
 pub(crate) fn fwd_workspace_with<I: Input>(kernel: impl ConvKernel, problem: &ConvProblem, par: Par) -> usize {
-    par.scratch_bytes(fwd_scratch::<I>(kernel, problem.width))
+    par.scratch_bytes(fwd_scratch::<I>(block_of::<I::Accum>(kernel, problem.dim, par), problem.width))
 }
 
 /// As [`causal_conv1d_fwd`], with an engine's kernel.
@@ -52,7 +62,7 @@ pub(crate) fn fwd_with<I: Input>(kernel: impl ConvKernel, args: ConvFwd<'_, I>, 
         Sequences::CuSeqlens(offsets) => Cut::Packed(1, offsets),
         _ => Cut::Every(0, 1),
     };
-    let block = kernel.block::<I::Accum>();
+    let block = block_of::<I::Accum>(kernel, problem.dim, par);
     let lanes = Cut::Every(2, block);
     let split = (out.tiles(spans, lanes), final_window.map(|v| v.tiles(Cut::Every(0, 1), lanes)));
     let blocks = problem.dim.div_ceil(block);
@@ -60,7 +70,7 @@ pub(crate) fn fwd_with<I: Input>(kernel: impl ConvKernel, args: ConvFwd<'_, I>, 
         let of = channels(i % blocks, block, problem.dim);
         forward(kernel, &inputs, problem, i / blocks, of, out, last, ws).expect("scratch memory as fwd_scratch says");
     };
-    par.run(0, problem.states * blocks, split, &mut ws.reborrow(), fwd_scratch::<I>(kernel, problem.width), work)
+    par.run(0, problem.states * blocks, split, &mut ws.reborrow(), fwd_scratch::<I>(block, problem.width), work)
 }
 
 /// One span and block of channels. `out` has the span's positions, `last` one window.
@@ -77,11 +87,21 @@ fn forward<I: Input>(
     let mut ws = ws.reborrow();
     let (count, lanes) = (of.len(), kernel.lanes::<I::Accum>(of.len()));
     let filter = Filter::new(&inputs.weight, inputs.bias.as_ref(), inputs.silu, of.clone(), lanes, &mut ws)?;
+    let span = inputs.sequences.span(state, problem.seqlen);
+    if kernel.has_in_place(problem.width) && count.is_multiple_of(lanes) && !inputs.sequences.may_pad() {
+        let (b, l) = (span.batch, span.range.clone());
+        let x = inputs.x.slice(0, b..b + 1).slice(1, l).slice(2, of.clone()).same::<I::Accum>().and_then(|x| x.lines());
+        if let Some(x) = x
+            && let Some(out) = out.reborrow().same::<I::Accum>().and_then(ViewMut::into_rows)
+        {
+            let window = inputs.initial_window.map(|window| window.slice(0, state..state + 1).slice(2, of));
+            return in_place(kernel, &filter, [problem.width - 1, span.range.len()], (&x, out), window, last, &mut ws);
+        }
+    }
     let mut stage = Stage::<I::Accum>::new(problem.width, count, lanes, &mut ws)?;
     let groups = count.div_ceil(lanes);
     let (outputs, line) = (ws.slice::<I::Accum>(STEPS * groups * lanes)?, ws.slice::<I::Accum>(groups * lanes)?);
     let positions = ws.slice::<usize>(STEPS)?;
-    let span = inputs.sequences.span(state, problem.seqlen);
     let x = inputs.x.slice(2, of.clone());
     if let Some(window) = inputs.initial_window {
         stage.load_window(&window.slice(2, of), state);
@@ -110,6 +130,40 @@ fn forward<I: Input>(
     Ok(())
 }
 
+/// One span and block of channels by a kernel that reads and writes where the rows lie. `before` is W − 1.
+fn in_place<I: Input>(
+    kernel: impl ConvKernel,
+    filter: &Filter<'_, I::Accum>,
+    [before, seqlen]: [usize; 2],
+    (x, mut out): (&Rows<'_, I::Accum>, RowsMut<'_, I::Accum>),
+    window: Option<View<'_, I, 3>>,
+    last: Option<ViewMut<'_, I, 3>>,
+    ws: &mut Workspace<'_>,
+) -> Result<(), Error> {
+    let count = filter.bias.len();
+    // The window and the first inputs, which the first outputs take.
+    let (head, of_window) = (before.min(seqlen), before * count);
+    let first = ws.slice::<I::Accum>(2 * of_window)?;
+    for (k, row) in first.chunks_exact_mut(count).take(before + head).enumerate() {
+        match &window {
+            _ if k >= before => row.copy_from_slice(x.several::<1>(k - before)[0]),
+            Some(window) => load_row(window, [0, k, 0], row),
+            None => row.fill(I::Accum::ZERO),
+        }
+    }
+    let staged = View::new(&*first, [2 * before, count]).lines().expect("contiguous");
+    kernel.in_place(filter, &staged, &mut out, 0, head);
+    kernel.in_place(filter, x, &mut out, head, seqlen - head);
+    if let Some(mut last) = last {
+        for k in 0..before {
+            let at = seqlen + k;
+            let [row] = if at < 2 * before { staged.several::<1>(at) } else { x.several::<1>(at - before) };
+            store_row(&mut last, [0, k, 0], row);
+        }
+    }
+    Ok(())
+}
+
 /// Bytes of workspace that [`causal_conv1d_update`] takes.
 pub fn causal_conv1d_update_workspace<I: Input>(problem: &ConvProblem, par: Par) -> usize {
     update_workspace_with::<I>(Plain, problem, par)
@@ -122,7 +176,7 @@ pub fn causal_conv1d_update<I: Input>(args: ConvStep<'_, I>, par: Par, ws: &mut 
 
 /// As [`causal_conv1d_update_workspace`], with an engine's kernel.
 pub(crate) fn update_workspace_with<I: Input>(kernel: impl ConvKernel, problem: &ConvProblem, par: Par) -> usize {
-    par.scratch_bytes(fwd_scratch::<I>(kernel, problem.width))
+    par.scratch_bytes(tile_scratch::<I>(kernel.block::<I::Accum>(), problem.width))
 }
 
 /// As [`causal_conv1d_update`], with an engine's kernel.
@@ -154,5 +208,5 @@ pub(crate) fn update_with<I: Input>(kernel: impl ConvKernel, args: ConvStep<'_, 
         }
     };
     let par = par.or_seq(x.dims()[0].saturating_mul(dim).saturating_mul(width) < SERIAL_BELOW);
-    par.run(0, dim.div_ceil(block), split, &mut ws.reborrow(), fwd_scratch::<I>(kernel, width), work)
+    par.run(0, dim.div_ceil(block), split, &mut ws.reborrow(), tile_scratch::<I>(block, width), work)
 }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::layers::rows::{copy_lanes, load_row};
 use crate::ops::{silu, silu_grad};
 use crate::sequences::Tile;
-use crate::view::View;
+use crate::view::{Rows, RowsMut, View};
 use crate::workspace::bytes_of;
 
 /// Positions that are staged at a time. Gradients of the weights are summed by tiles of so many.
@@ -23,6 +23,19 @@ pub(crate) trait ConvKernel: Copy + Sync {
     fn lanes<A: Real>(self, channels: usize) -> usize;
     /// The outputs of one group for as many positions as `outputs` has rows. `rows` begins with the W − 1 rows before the first.
     fn forward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], outputs: &mut [A]);
+    /// Whether there is an [`ConvKernel::in_place`] for so many taps.
+    fn has_in_place(self, _width: usize) -> bool {
+        false
+    }
+    /// All outputs of whole groups of channels with the bits of `forward`: the lines of `x` are W − 1 rows before the first output and then
+    /// its own and the next ones'; outputs are the lines of `out` from `first` on.
+    fn in_place<A: Real>(self, _filter: &Filter<'_, A>, _x: &Rows<'_, A>, _out: &mut RowsMut<'_, A>, _first: usize, _steps: usize) {
+        unreachable!("a kernel without it")
+    }
+    /// The gradients of whole groups of channels with the bits of `backward`.
+    fn backward_in_place<A: Real>(self, _filter: &Filter<'_, A>, _rows: RowGrads<'_, '_, A>) {
+        unreachable!("a kernel without it")
+    }
     /// The gradients of one group for as many positions as `grad_out` has rows, from `rows` as in `forward`; `grad_out` is overwritten.
     fn backward<A: Real>(self, filter: &Filter<'_, A>, rows: &[A], grad_out: &mut [A], grads: TileGrads<'_, A>);
 }
@@ -32,6 +45,29 @@ pub(crate) struct TileGrads<'t, A> {
     /// ∂x of the W − 1 rows before and the tile's, added to.
     pub(crate) x: &'t mut [A],
     /// ∂w_k and then ∂bias, a row of channels each, overwritten.
+    pub(crate) filter: &'t mut [f64],
+}
+
+/// Some positions of whole rows, backward: see [`ConvKernel::backward_in_place`].
+pub(crate) struct RowGrads<'t, 'v, A> {
+    /// Inputs, a row a position.
+    pub(crate) x: &'t Rows<'v, A>,
+    /// ∂out.
+    pub(crate) grad_out: &'t Rows<'v, A>,
+    /// ∂x, written W − 1 rows late.
+    pub(crate) grad_x: Option<&'t mut RowsMut<'v, A>>,
+    /// L.
+    pub(crate) seqlen: usize,
+    /// The first position.
+    pub(crate) first: usize,
+    /// How many.
+    pub(crate) steps: usize,
+    /// The W − 1 inputs before, and what is known of their ∂; (groups, W − 1, lanes) each. On return those of the last positions.
+    pub(crate) window: &'t mut [A],
+    pub(crate) open: &'t mut [A],
+    /// ∂ of the rows before position 0, (W − 1, channels), as far as it is complete.
+    pub(crate) head: &'t mut [A],
+    /// (groups, W + 1, lanes): ∂w_k and then ∂bias of these positions.
     pub(crate) filter: &'t mut [f64],
 }
 
