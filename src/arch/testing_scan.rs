@@ -400,7 +400,11 @@ pub(crate) fn run_bwd<R: Lanes>(k: Kernels, case: &Case) -> Gradients {
     let (mut u, mut delta, mut bias) = (rows(case.u.len()), rows(case.u.len()), rows(case.lanes));
     let mut z = case.z.as_ref().map(|z| rows(z.len()));
     let mut d = case.d.as_ref().map(|d| rows(d.len()));
-    let [mut a, mut b, mut c] = [&case.a, &case.b, &case.c].map(|x| planes(x.len()));
+    let mut a = planes(case.a.len());
+    // Shares of varying coefficients are added to what is there.
+    let [mut b, mut c] = [(&case.b, case.constant_b), (&case.c, case.constant_c)].map(|(x, constant)| {
+        if constant { planes(x.len()) } else { StagedPlanes::<R>::new(&vec![C64::new(0.0, 0.0); x.len()], case.complex) }
+    });
     let mut scratch = Staged::<R>::new(bwd_scratch(case.lanes));
     let coefficient = |constant, planes| if constant { CoefficientMut::Constant(planes) } else { CoefficientMut::Varying(planes) };
     k.selective_scan_bwd(SelectiveBwd {

@@ -116,6 +116,11 @@ impl<'w> Grid<'w> {
         self.channels.len() - 1
     }
 
+    /// The channels of a slice.
+    pub fn channels(&self, slice: usize) -> Range<usize> {
+        self.channels[slice]..self.channels[slice + 1]
+    }
+
     /// The slices whose channels are among `channels`, whole groups of them.
     pub fn slices_of(&self, channels: Range<usize>) -> Range<usize> {
         let index = |c: usize| self.channels.partition_point(|&start| start < c);
@@ -127,7 +132,7 @@ impl<'w> Grid<'w> {
         let (group, slice) = (index / self.slices(), index % self.slices());
         let states = group * self.shape.per()..((group + 1) * self.shape.per()).min(self.shape.states);
         let origin = self.positions.map_or([states.start, 0], |p| [0, p[group]]);
-        Task { states, channels: self.channels[slice]..self.channels[slice + 1], origin }
+        Task { states, channels: self.channels(slice), origin }
     }
 
     /// First tile of a task in tensors cut by `tiles_cut`.

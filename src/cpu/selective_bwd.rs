@@ -7,7 +7,7 @@ use super::inputs::{Extent, Inputs, SIZED, Staged, Views, block, block_mut, clea
 use super::selective_fwd::{initial, local, put_positions, shape, zero_padding};
 use super::stage::{Blocks, Region, Sink, Source, Tensor, runs, sequence, sequence_mut, state, state_mut};
 use super::sums::{self, Rows};
-use super::table::{BWD_SLICES, TILE};
+use super::table::{BWD_SLICES, SUBTOTAL_BLOCKS, TILE, bwd_slices};
 use super::{Cpu, wide};
 use crate::arch::{self, CoefficientMut, Lanes, Planes, PlanesMut, bwd_scratch};
 use crate::buffer::Workspace;
@@ -23,24 +23,37 @@ pub(super) struct Sizes {
     pub extent: Extent,
     pub shape: Shape,
     pub rows: Rows,
+    /// Channels of a part: a slice of the grid, which is one task's, has some of them. Each has partial sums of its own, so that how
+    /// many a task takes, which depends on the threads, does not change them.
+    part: usize,
+    /// Parts of a slice at most.
+    parts: usize,
 }
 
 fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem, input: usize) -> Sizes {
     let lanes = cpu.kernels.lanes::<R>();
     let blocks = problem.dim.div_ceil(lanes).div_ceil(BWD_SLICES);
-    let extent = Extent::new::<R, W>(cpu.kernels, problem, blocks, input);
-    Sizes { extent, shape: shape(problem, blocks * lanes), rows: Rows::new(problem, extent.planes()) }
+    let part = blocks * lanes;
+    let all = problem.dim.div_ceil(part);
+    let parts = bwd_slices::<R>(all.saturating_mul(problem.states.max(1)), part, cpu.par.workers()).min(all);
+    let extent = Extent::new::<R, W>(cpu.kernels, problem, blocks * parts, input);
+    Sizes { extent, shape: shape(problem, part * parts), rows: Rows::new(problem, extent.planes()), part, parts }
 }
 
 impl Sizes {
+    /// The partial sums of a slice of so many channels.
+    pub fn parts(self, slice: usize, channels: usize) -> core::ops::Range<usize> {
+        slice * self.parts..slice * self.parts + channels.div_ceil(self.part)
+    }
+
     /// (B, tiles, rows, D): the states at the start of tiles.
     fn checkpoints(self, p: &SelectiveProblem) -> [usize; 4] {
         [p.batch, p.seqlen / TILE, self.extent.planes() * p.dstate, p.dim]
     }
 
-    /// (B, slices · planes, L, N): what each slice of channels adds to ∂B or ∂C.
+    /// (B, parts · planes, L, N): what each part of the channels adds to ∂B or ∂C.
     fn partial(self, p: &SelectiveProblem) -> [usize; 4] {
-        [p.batch, self.shape.slices() * self.extent.planes(), p.seqlen, p.dstate]
+        [p.batch, self.shape.slices() * self.parts * self.extent.planes(), p.seqlen, p.dstate]
     }
 
     /// (groups of sequences, 1, rows, D): what each group of sequences adds to the gradients of shared parameters.
@@ -109,7 +122,7 @@ fn run_in<I: Input, W: Weight<Real = I::Accum>, R: Lanes>(
     let (mut b, mut c) = (partial(p.groups_b)?, partial(p.groups_c)?);
 
     let cut = |v| sequence_mut::<I>(v).tiles(grid.positions_cut(), grid.channels_cut());
-    let by_slice = Cut::Every(1, sizes.extent.planes());
+    let by_slice = Cut::Every(1, sizes.parts * sizes.extent.planes());
     let pieces = (
         grads.u.map(cut),
         grads.delta.map(cut),
@@ -165,7 +178,7 @@ struct Gradients<'o, R> {
     /// ∂u, ∂Δ, ∂z.
     steps: [Option<&'o mut dyn Sink<R>>; 3],
     initial_state: Option<&'o mut dyn Sink<R>>,
-    /// This slice's share of varying ∂B and ∂C.
+    /// The parts' shares of varying ∂B and ∂C.
     coefficients: [Option<&'o mut dyn Sink<f64>>; 2],
     shared: &'o mut dyn Sink<f64>,
 }
@@ -205,7 +218,7 @@ struct Buffers<'s, R> {
     steps: [&'s mut [R]; 3],
     /// One block's share of ∂A.
     a: PlanesMut<'s, R>,
-    /// One block's share of ∂B and ∂C, varying or constant.
+    /// One block's share of ∂B and ∂C where they are constant, that of some blocks where they vary.
     coefficients: [PlanesMut<'s, R>; 2],
     /// One block's share of ∂D and ∂bias.
     rows: [&'s mut [R]; 2],
@@ -234,6 +247,17 @@ impl<'s, R: Lanes> Buffers<'s, R> {
             scratch: ws.slice(bwd_scratch(all.lanes)).expect(SIZED),
         }
     }
+}
+
+/// A strip of one part of a task's channels.
+#[derive(Debug, Clone)]
+struct Strip {
+    part: usize,
+    /// First block and last channel of the part.
+    of: (usize, usize),
+    /// Its own first block.
+    block: usize,
+    channels: core::ops::Range<usize>,
 }
 
 /// One task and what it reads.
@@ -360,29 +384,42 @@ impl<R: Lanes> Walked<'_, R> {
             }
             self.positions(buffers.staged.positions, batch, record);
             buffers.staged.shared(inputs, batch, record.count, self.task.channels.clone(), true);
-            let mut strips = extent.strips(self.task.channels.clone()).peekable();
-            while let Some((block, channels)) = strips.next() {
+            let mut strips = self.strips().peekable();
+            while let Some(strip) = strips.next() {
+                let channels = strip.channels.clone();
                 buffers.staged.strip(inputs, batch, record.count, channels.clone(), true);
                 let positions = &buffers.staged.positions[..record.count];
                 stage_positions(self.upstream.out, [batch, 0], positions, channels.clone(), extent.steps(), real(buffers.grad_out));
-                if let Some((_, channels)) = strips.peek() {
-                    self.ask(&mut buffers.staged, grads, batch, record.rows(), channels.clone());
+                if let Some(next) = strips.peek() {
+                    self.ask(&mut buffers.staged, grads, batch, record.rows(), next.channels.clone());
                 } else if i > 0 {
                     self.ask(&mut buffers.staged, grads, batch, Record::unpack(buffers.records[i - 1]).rows(), self.first_strip());
                 }
                 let blocks = channels.len().div_ceil(extent.lanes);
                 for at in 0..blocks {
-                    self.tile(buffers, [block + at, at], blocks, record);
+                    self.tile(buffers, &strip, at, blocks, record);
                 }
                 self.store_steps(buffers, grads, batch, record.count, channels);
+                if strip.channels.end == strip.of.1 {
+                    self.store(buffers, grads, batch, record.count, strip.part);
+                }
             }
-            self.store(buffers, grads, batch, record.count);
         }
+    }
+
+    /// The strips of the task's channels, part by part.
+    fn strips(&self) -> impl Iterator<Item = Strip> {
+        let (extent, width, all) = (self.sizes.extent, self.sizes.part, self.task.channels.clone());
+        (0..all.len().div_ceil(width)).flat_map(move |part| {
+            let (start, first) = (all.start + part * width, part * (width / extent.lanes));
+            let of = (first, (start + width).min(all.end));
+            extent.strips(start..of.1).map(move |(block, channels)| Strip { part, of, block: first + block, channels })
+        })
     }
 
     /// The channels of the task's first strip.
     fn first_strip(&self) -> core::ops::Range<usize> {
-        self.sizes.extent.strips(self.task.channels.clone()).next().map_or(0..0, |(_, channels)| channels)
+        self.strips().next().map_or(0..0, |strip| strip.channels)
     }
 
     /// Asks for what the backward pass reads and writes of some positions and channels.
@@ -401,11 +438,17 @@ impl<R: Lanes> Walked<'_, R> {
         }
     }
 
-    /// Block `k` of one tile, which is block `at` of the strip of `blocks`.
-    fn tile(&self, buffers: &mut Buffers<'_, R>, [k, at]: [usize; 2], blocks: usize, record: Record) {
-        let (inputs, extent) = (self.inputs, self.sizes.extent);
+    /// Block `at` of a strip of `blocks` in one tile.
+    fn tile(&self, buffers: &mut Buffers<'_, R>, strip: &Strip, at: usize, blocks: usize, record: Record) {
+        let (inputs, extent, k) = (self.inputs, self.sizes.extent, strip.block + at);
         let (tiles, states) = (extent.steps().stride, extent.states());
         let problem = &inputs.problem;
+        let of_part = k - strip.of.0;
+        if of_part.is_multiple_of(SUBTOTAL_BLOCKS) {
+            for (_, share) in varying(problem).zip(&mut buffers.coefficients).filter(|(varies, _)| *varies) {
+                clear_steps(share, record.count * extent.dstate);
+            }
+        }
         let Buffers { staged, h, carry, grad_out, steps: [u, delta, z], a, coefficients: [b, c], rows: [d, delta_bias], scratch, .. } =
             buffers;
         inputs.kernels.selective_scan_bwd(arch::SelectiveBwd {
@@ -424,11 +467,14 @@ impl<R: Lanes> Walked<'_, R> {
             scratch,
             ahead: staged.ahead(at, blocks),
         });
-        self.add(buffers, k, record.count);
+        self.add(buffers, k);
+        if (of_part + 1).is_multiple_of(SUBTOTAL_BLOCKS) || self.task.channels.start + (k + 1) * extent.lanes >= strip.of.1 {
+            self.add_varying(buffers, of_part < SUBTOTAL_BLOCKS, record.count * extent.dstate);
+        }
     }
 
     /// Adds one block's shares to the sums.
-    fn add(&self, buffers: &mut Buffers<'_, R>, k: usize, steps: usize) {
+    fn add(&self, buffers: &mut Buffers<'_, R>, k: usize) {
         let (inputs, extent, rows) = (self.inputs, self.sizes.extent, self.sizes.rows);
         let (n, lanes, stride) = (extent.dstate, extent.lanes, rows.count * extent.lanes);
         let sums = &mut *buffers.shared;
@@ -440,18 +486,8 @@ impl<R: Lanes> Walked<'_, R> {
         };
         matrix(rows.start[0], &buffers.a);
         for (i, groups) in [inputs.problem.groups_b, inputs.problem.groups_c].into_iter().enumerate() {
-            let share = &buffers.coefficients[i];
             if groups.is_none() {
-                matrix(rows.start[i + 1], share);
-                continue;
-            }
-            if k == 0 {
-                clear_steps(&mut buffers.varying[i], steps * n);
-            }
-            let sum = &mut buffers.varying[i];
-            sums::add(&mut sum.re[..steps * n], share.re);
-            if let (Some(sum), Some(share)) = (sum.im.as_deref_mut(), share.im.as_deref()) {
-                sums::add(&mut sum[..steps * n], share);
+                matrix(rows.start[i + 1], &buffers.coefficients[i]);
             }
         }
         for (given, row, share) in
@@ -459,6 +495,20 @@ impl<R: Lanes> Walked<'_, R> {
         {
             if given {
                 sums::add(sums::rows_of(sums, k, stride, lanes, row..row + 1), share);
+            }
+        }
+    }
+
+    /// Adds some blocks' shares of varying ∂B and ∂C to the sums over all of them, or begins with the `first`.
+    fn add_varying(&self, buffers: &mut Buffers<'_, R>, first: bool, count: usize) {
+        let shares = buffers.coefficients.iter().zip(&mut buffers.varying);
+        for (_, (share, sum)) in varying(&self.inputs.problem).zip(shares).filter(|(varies, _)| *varies) {
+            if first {
+                clear_steps(sum, count);
+            }
+            sums::add(&mut sum.re[..count], share.re);
+            if let (Some(sum), Some(share)) = (sum.im.as_deref_mut(), share.im.as_deref()) {
+                sums::add(&mut sum[..count], share);
             }
         }
     }
@@ -480,16 +530,16 @@ impl<R: Lanes> Walked<'_, R> {
         }
     }
 
-    /// Stores what is by position.
-    fn store(&self, buffers: &Buffers<'_, R>, grads: &mut Gradients<'_, R>, batch: usize, count: usize) {
+    /// Stores what is by position, of one part.
+    fn store(&self, buffers: &Buffers<'_, R>, grads: &mut Gradients<'_, R>, batch: usize, count: usize, part: usize) {
         let (extent, positions) = (self.sizes.extent, &buffers.staged.positions[..count]);
         let [row, start] = self.task.origin;
         for (sink, sums) in grads.coefficients.iter_mut().zip(&buffers.varying) {
             let Some(sink) = sink else { continue };
             for (first, range) in runs(positions) {
                 for (plane, re) in [Some(&*sums.re), sums.im.as_deref()].into_iter().flatten().enumerate() {
-                    let region =
-                        Region { outer: [batch - row, plane], rows: range.start - start..range.end - start, cols: 0..extent.dstate };
+                    let outer = [batch - row, part * extent.planes() + plane];
+                    let region = Region { outer, rows: range.start - start..range.end - start, cols: 0..extent.dstate };
                     sink.put(region, Blocks { first, ..extent.varying() }, &Planes { re, im: None });
                 }
             }
@@ -502,8 +552,13 @@ fn coefficient<R>(groups: Option<usize>, planes: PlanesMut<'_, R>) -> Coefficien
     if groups.is_none() { CoefficientMut::Constant(planes) } else { CoefficientMut::Varying(planes) }
 }
 
+/// Whether B varies, and C.
+fn varying(problem: &SelectiveProblem) -> impl Iterator<Item = bool> {
+    [problem.groups_b, problem.groups_c].into_iter().map(|groups| groups.is_some())
+}
+
 /// Zeros in the first `count` numbers.
-fn clear_steps(planes: &mut PlanesMut<'_, f64>, count: usize) {
-    planes.re[..count].fill(0.0);
-    planes.im.iter_mut().for_each(|im| im[..count].fill(0.0));
+fn clear_steps<R: Lanes>(planes: &mut PlanesMut<'_, R>, count: usize) {
+    planes.re[..count].fill(R::ZERO);
+    planes.im.iter_mut().for_each(|im| im[..count].fill(R::ZERO));
 }

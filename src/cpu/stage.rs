@@ -93,16 +93,16 @@ fn lines<E: Element>(of: View<'_, E, 4>, region: Region, to: &mut [usize]) -> us
         one if one == by_row => (cols, rows, by_col),
         _ => return 0,
     };
-    let mut count = 0;
-    for i in 0..outer {
-        let line = start.wrapping_add_signed(i as isize * by);
-        let mut end = inner * size;
-        while end > 0 && count < to.len() {
-            // Its last byte: where a region begins inside a cache line, that line was used before.
-            to[count] = line.wrapping_add(end - 1);
-            count += 1;
-            end = end.saturating_sub(ALIGN);
-        }
+    // From the last byte on: where a region begins inside a cache line, that line was used before.
+    let (each, last) = ((inner * size).div_ceil(ALIGN), start.wrapping_add(inner * size).wrapping_sub(1));
+    let count = to.len().min(outer * each);
+    if each <= 1 {
+        to[..count].iter_mut().enumerate().for_each(|(i, to)| *to = last.wrapping_add_signed(i as isize * by));
+        return count;
+    }
+    for (i, to) in to[..count].chunks_mut(each).enumerate() {
+        let last = last.wrapping_add_signed(i as isize * by);
+        to.iter_mut().enumerate().for_each(|(k, to)| *to = last.wrapping_sub(k * ALIGN));
     }
     count
 }

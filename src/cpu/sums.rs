@@ -102,7 +102,7 @@ pub(super) fn shared<W: Weight>(
     })
 }
 
-/// Sums ∂B or ∂C over the slices of channels of each group.
+/// Sums ∂B or ∂C over the parts of channels of each group.
 pub(super) fn varying<T: Element, R: Lanes>(
     cpu: &Cpu,
     sizes: &Sizes,
@@ -128,8 +128,8 @@ pub(super) fn varying<T: Element, R: Lanes>(
             let slices = grid.slices_of(group * (dim / groups)..(group + 1) * (dim / groups));
             for (plane, sum) in sums.iter_mut().enumerate().take(planes) {
                 sum[..used].fill(0.0);
-                for slice in slices.clone() {
-                    let region = Region { outer: [row, slice * planes + plane], rows: range.clone(), cols: 0..n };
+                for part in slices.clone().flat_map(|slice| sizes.parts(slice, grid.channels(slice).len())) {
+                    let region = Region { outer: [row, part * planes + plane], rows: range.clone(), cols: 0..n };
                     partials.stage(region, blocks, &mut real(one));
                     add(&mut sum[..used], &one[..used]);
                 }

@@ -26,6 +26,15 @@ pub(super) fn fwd_blocks<R>(all: usize, lanes: usize, workers: usize) -> usize {
 /// Channel slices of backward: one partial sum of ∂B and ∂C each, so memory grows with this number. It shapes the sums.
 pub(super) const BWD_SLICES: usize = 16;
 
+/// Slices of `width` channels in a backward task, where there are `all` of them in all tasks together.
+pub(super) fn bwd_slices<R>(all: usize, width: usize, workers: usize) -> usize {
+    all.div_ceil(workers.saturating_mul(TASKS_A_THREAD)).clamp(1, (ROW_BYTES / size_of::<R>() / width).max(1))
+}
+
+/// Blocks whose shares of ∂B and ∂C are added up in the type that is computed in before the sum goes on in f64: few enough that
+/// rounding does not grow with D. It shapes the sums.
+pub(super) const SUBTOTAL_BLOCKS: usize = 16;
+
 /// Groups of sequences: one partial sum of the shared gradients each. It shapes the sums.
 pub(super) const SPAN_GROUPS: usize = 64;
 

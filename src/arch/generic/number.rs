@@ -94,8 +94,8 @@ pub trait Number: Copy {
     fn broadcast(zero: Self::V, from: Parts<'_, Real<Self>>, i: usize) -> Self;
     /// To element `i`.
     fn write(self, to: &mut PartsMut<'_, Self::V>, i: usize);
-    /// The sums over the lanes, to the elements from `i` on.
-    fn write_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, Real<Self>>, i: usize);
+    /// Adds the sums over the lanes to the elements from `i` on.
+    fn add_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, Real<Self>>, i: usize);
     /// The real part.
     fn re(self) -> Self::V;
     /// self + other.
@@ -138,15 +138,18 @@ fn finite<V: Vector>(x: V) -> V {
     x.at_least(x.splat(-V::Real::MAX)).at_most(x.splat(V::Real::MAX))
 }
 
-/// The sums over the lanes, four at once where there are four.
+/// Adds the sums over the lanes, four at once where there are four.
 #[inline(always)]
 fn sums<V: Vector, const NB: usize>(from: &[V; NB], to: &mut [V::Real]) {
-    if let Ok(four) = <[V; 4]>::try_from(from.as_slice()) {
-        to.copy_from_slice(&V::sums(four));
+    if let (Ok(four), Ok(to)) = (<[V; 4]>::try_from(from.as_slice()), <&mut [V::Real; 4]>::try_from(&mut *to)) {
+        let sums = V::sums(four);
+        for j in 0..4 {
+            to[j] += sums[j];
+        }
         return;
     }
     for j in 0..NB {
-        to[j] = from[j].sum();
+        to[j] += from[j].sum();
     }
 }
 
@@ -174,7 +177,7 @@ impl<V: Vector> Number for Re<V> {
         to.re[i] = self.0;
     }
     #[inline(always)]
-    fn write_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, V::Real>, i: usize) {
+    fn add_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, V::Real>, i: usize) {
         let mut re = [from[0].0; NB];
         for j in 0..NB {
             re[j] = from[j].0;
@@ -285,7 +288,7 @@ impl<V: Vector> Number for Cx<V> {
         to.im[i] = self.im;
     }
     #[inline(always)]
-    fn write_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, V::Real>, i: usize) {
+    fn add_sums<const NB: usize>(from: &[Self; NB], to: &mut PartsMut<'_, V::Real>, i: usize) {
         let (mut re, mut im) = ([from[0].re; NB], [from[0].im; NB]);
         for j in 0..NB {
             (re[j], im[j]) = (from[j].re, from[j].im);

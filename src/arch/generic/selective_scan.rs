@@ -111,7 +111,7 @@ pub(super) fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, decay
 /// Steps between two rounds of [`Ahead`].
 pub(super) const PART: usize = 8;
 
-/// Addresses, a few every [`PART`] steps.
+/// Addresses, a few every so many steps.
 pub(super) struct Ahead<'a> {
     left: &'a [usize],
     each: usize,
@@ -119,15 +119,19 @@ pub(super) struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     #[inline(always)]
-    pub(super) fn new(addresses: &'a [usize], steps: usize) -> Self {
-        Ahead { left: addresses, each: addresses.len().div_ceil(steps.div_ceil(PART)) }
+    pub(super) fn new(addresses: &'a [usize], steps: usize, every: usize) -> Self {
+        Ahead { left: addresses, each: addresses.len().div_ceil(steps.div_ceil(every)) }
     }
     /// Asks for the next few.
     #[inline(always)]
     pub(super) fn part<V: Vector>(&mut self, zero: V) {
         let (now, left) = self.left.split_at(self.each.min(self.left.len()));
         for &address in now {
-            zero.prefetch::<true>(address);
+            if V::NEAR {
+                zero.prefetch::<true>(address);
+            } else {
+                zero.prefetch::<false>(address);
+            }
         }
         self.left = left;
     }
@@ -200,12 +204,12 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V,
     #[inline(always)]
     fn run(self, zero: V) {
         let (mut h, mut a) = ([zero; NB], [zero; NB]);
-        for j in 0..NB {
+        unrolled!(j < NB {
             h[j] = self.h[j];
             a[j] = self.inputs.a.re[self.n + j] * zero.splat(V::Real::LOG2_E);
-        }
+        });
         let Inputs { steps, dstate, dt, du, mut first, .. } = *self.inputs;
-        let mut ahead = Ahead::new(self.inputs.ahead_of(self.n, NB), steps);
+        let mut ahead = Ahead::new(self.inputs.ahead_of(self.n, NB), steps, PART);
         let of_steps = dt.chunks(PART).zip(du.chunks(PART)).zip(self.y.chunks_mut(PART));
         let (b, c) = (&self.b[..steps * dstate], &self.c[..steps * dstate]);
         for (((dt, du), y), (b, c)) in of_steps.zip(b.chunks(PART * dstate).zip(c.chunks(PART * dstate))) {
@@ -220,7 +224,9 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, V,
                 first = false;
             }
         }
-        self.h[..NB].copy_from_slice(&h);
+        unrolled!(j < NB {
+            self.h[j] = h[j];
+        });
     }
 }
 
@@ -229,12 +235,12 @@ impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, V, NB, SMALL> 
     #[inline(always)]
     fn step<const FIRST: bool>(a: &[V; NB], h: &mut [V; NB], [dt, du, y]: [V; 3], b: &[V::Real], c: &[V::Real]) -> V {
         let mut sums = [dt.splat(V::Real::ZERO); 2];
-        for j in 0..NB {
+        unrolled!(j < NB {
             let input = du * dt.splat(b[j]);
             let x = dt * a[j];
             h[j] = if FIRST { input } else { (if SMALL { x.exp2_small() } else { x.exp2() }).mul_add(h[j], input) };
             sums[j % 2] = h[j].mul_add(dt.splat(c[j]), sums[j % 2]);
-        }
+        });
         y + (sums[0] + sums[1])
     }
 }

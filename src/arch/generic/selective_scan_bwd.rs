@@ -2,9 +2,12 @@
 //! scratch memory that fits the first cache, then backward.
 
 use crate::arch::generic::discretize::{derivatives, discretize};
+use crate::arch::generic::exp::exp_of_negative;
 use crate::arch::generic::number::{Cx, Number, Parts, PartsMut, Re, Real, plane_rows, plane_rows_mut, plane_scalars_mut};
-use crate::arch::generic::selective_scan::{Ahead, Coef, Inputs, PART, all_small, group, steps};
-use crate::arch::generic::silu::{sigmoid_of, silu_and_grad};
+use crate::arch::generic::selective_scan::{self, Coef, Inputs, all_small, group};
+use crate::arch::generic::selective_scan_bwd_mamba::Mamba;
+use crate::arch::generic::silu::silu_and_grad;
+use crate::arch::generic::softplus::softplus_and_grad;
 use crate::arch::generic::tables::Tables;
 use crate::arch::generic::tiles::{BACK, CoefficientMut, SelectiveBwd, SelectiveTile, TILE};
 use crate::arch::generic::vector::{Op, Part, Vector, rows, rows_mut};
@@ -12,7 +15,7 @@ use crate::element::Weight as _;
 use crate::ops::{Discrete, Rule};
 
 /// The gradient of B or C.
-enum CoefMut<'a, V: Vector> {
+pub(super) enum CoefMut<'a, V: Vector> {
     Varying(PartsMut<'a, V::Real>),
     Constant(PartsMut<'a, V>),
 }
@@ -35,11 +38,11 @@ impl<'a, V: Vector> CoefMut<'a, V> {
             }
         }
     }
-    /// Writes the shares of one step and its states, where they vary.
+    /// Adds the shares of one step and its states, where they vary.
     #[inline(always)]
-    fn share<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB]) {
+    pub(super) fn share<X: Number<V = V>, const NB: usize>(&mut self, at: usize, shares: &[X; NB]) {
         if let CoefMut::Varying(parts) = self {
-            X::write_sums(shares, parts, at);
+            X::add_sums(shares, parts, at);
         }
     }
     /// Writes what [`CoefMut::take`] left in `sums`.
@@ -54,31 +57,31 @@ impl<'a, V: Vector> CoefMut<'a, V> {
 }
 
 /// What the states of one channel block share on their way back.
-struct Shared<'t, 'a, X: Number> {
-    inputs: Inputs<'a, X::V>,
-    u: &'a [X::V],
+pub(super) struct Shared<'t, 'a, X: Number> {
+    pub(super) inputs: Inputs<'a, X::V>,
+    pub(super) u: &'a [X::V],
     /// States before the tile.
-    start: Parts<'a, X::V>,
+    pub(super) start: Parts<'a, X::V>,
     /// ∂y a step.
-    grad_y: &'t [X::V],
+    pub(super) grad_y: &'t [X::V],
     /// Whether y is wanted.
-    gated: bool,
+    pub(super) gated: bool,
     /// Σ_n Re(C·h) a step.
-    y: &'t mut [X::V],
+    pub(super) y: &'t mut [X::V],
     /// Σ_n Re(λ·conj(γB)) a step: ∂u but for Δ'.
-    sum_u: &'t mut [X::V],
+    pub(super) sum_u: &'t mut [X::V],
     /// ∂Δ' a step.
-    sum_dt: &'t mut [X::V],
-    carry: PartsMut<'a, X::V>,
-    grad_a: PartsMut<'a, X::V>,
-    grad_b: CoefMut<'a, X::V>,
-    grad_c: CoefMut<'a, X::V>,
+    pub(super) sum_dt: &'t mut [X::V],
+    pub(super) carry: PartsMut<'a, X::V>,
+    pub(super) grad_a: PartsMut<'a, X::V>,
+    pub(super) grad_b: CoefMut<'a, X::V>,
+    pub(super) grad_c: CoefMut<'a, X::V>,
     /// Ā, `[t][j]`.
-    abar: PartsMut<'t, X::V>,
+    pub(super) abar: PartsMut<'t, X::V>,
     /// γ, `[t][j]`; unused by Euler's rule.
-    gamma: PartsMut<'t, X::V>,
+    pub(super) gamma: PartsMut<'t, X::V>,
     /// h before step t, `[t][j]`.
-    h: PartsMut<'t, X::V>,
+    pub(super) h: PartsMut<'t, X::V>,
 }
 
 /// `NB` states from `n` on.
@@ -197,141 +200,6 @@ fn back_step<X: Number, const NB: usize>(
     (share_b, share_c)
 }
 
-/// The varying operands of one channel block.
-struct Varying<'b, R> {
-    /// B `[t][n]`.
-    b: &'b [R],
-    /// C `[t][n]`.
-    c: &'b [R],
-}
-
-/// `NB` states from `n` on in Mamba's own case: Euler's rule, real numbers, B and C varying; and perhaps all exponents `SMALL`.
-struct Mamba<'s, 't, 'a, V: Vector, const NB: usize, const SMALL: bool> {
-    shared: &'s mut Shared<'t, 'a, Re<V>>,
-    from: Varying<'a, V::Real>,
-    n: usize,
-}
-
-/// What a group of states carries from step to step.
-struct MambaWalk<V, const NB: usize> {
-    a: [V; NB],
-    /// h after the step.
-    h: [V; NB],
-    /// Ā·λ of the step after.
-    carry: [V; NB],
-    grad_a: [V; NB],
-}
-
-/// What one step reads beside its states.
-struct MambaStep<'r, V: Vector> {
-    b: &'r [V::Real],
-    c: &'r [V::Real],
-    abar: &'r [V],
-    before: &'r [V],
-    dt: V,
-    du: V,
-    grad_y: V,
-}
-
-impl<V: Vector, const NB: usize, const SMALL: bool> Part<V> for Mamba<'_, '_, '_, V, NB, SMALL> {
-    type Out = ();
-    #[inline(always)]
-    fn run(mut self, zero: V) {
-        let mut walk = MambaWalk { a: [zero; NB], h: [zero; NB], carry: [zero; NB], grad_a: [zero; NB] };
-        for j in 0..NB {
-            walk.a[j] = self.shared.inputs.a.re[self.n + j];
-            walk.carry[j] = self.shared.carry.re[self.n + j];
-        }
-        self.forward(zero, &mut walk);
-        self.backward(zero, &mut walk);
-        for j in 0..NB {
-            self.shared.carry.re[self.n + j] = walk.carry[j];
-            self.shared.grad_a.re[self.n + j] = walk.grad_a[j];
-        }
-    }
-}
-
-impl<V: Vector, const NB: usize, const SMALL: bool> Mamba<'_, '_, '_, V, NB, SMALL> {
-    /// Keeps Ā and the state before every step, and leaves the last state in `walk.h`.
-    #[inline(always)]
-    fn forward(&mut self, zero: V, walk: &mut MambaWalk<V, NB>) {
-        let s = &mut *self.shared;
-        let Inputs { steps, dstate, dt, du, mut first, .. } = s.inputs;
-        let mut scaled = walk.a;
-        for j in 0..NB {
-            scaled[j] = scaled[j] * zero.splat(V::Real::LOG2_E);
-            walk.h[j] = if first { zero } else { s.start.re[self.n + j] };
-        }
-        let (b, c) = (&self.from.b[..steps * dstate], &self.from.c[..steps * dstate]);
-        let kept = s.abar.re.chunks_exact_mut(NB).zip(s.h.re.chunks_exact_mut(NB));
-        let of_steps = dt.iter().zip(du).zip(&mut *s.y).zip(kept);
-        for ((((dt, du), y), (abar, before)), (b, c)) in of_steps.zip(b.chunks(dstate).zip(c.chunks(dstate))) {
-            let (b, c) = (&b[self.n..self.n + NB], &c[self.n..self.n + NB]);
-            let mut sum = zero;
-            for j in 0..NB {
-                before[j] = walk.h[j];
-                let x = *dt * scaled[j];
-                abar[j] = if SMALL { x.exp2_small() } else { x.exp2() };
-                let input = *du * zero.splat(b[j]);
-                walk.h[j] = if first { input } else { abar[j].mul_add(walk.h[j], input) };
-                sum = walk.h[j].mul_add(zero.splat(c[j]), sum);
-            }
-            *y = *y + sum;
-            first = false;
-        }
-    }
-
-    #[inline(always)]
-    fn backward(&mut self, zero: V, walk: &mut MambaWalk<V, NB>) {
-        let s = &mut *self.shared;
-        let Inputs { steps, dstate, dt, du, first, .. } = s.inputs;
-        let mut ahead = Ahead::new(s.inputs.ahead_of(self.n, NB), steps);
-        let (b, c) = (&self.from.b[..steps * dstate], &self.from.c[..steps * dstate]);
-        let (abar, before) = (&s.abar.re[..steps * NB], &s.h.re[..steps * NB]);
-        let (dt, du, grad_y, u) = (&dt[..steps], &du[..steps], &s.grad_y[..steps], &s.u[..steps]);
-        let (sum_u, sum_dt) = (&mut s.sum_u[..steps], &mut s.sum_dt[..steps]);
-        // By number: iterators from behind are not inlined, and a call spills every register.
-        for t in (0..steps).rev() {
-            if t % PART == 0 {
-                ahead.part(zero);
-            }
-            let at = t * dstate + self.n;
-            let (b, c) = (&b[at..at + NB], &c[at..at + NB]);
-            let (abar, before) = (&abar[t * NB..t * NB + NB], &before[t * NB..t * NB + NB]);
-            let step = MambaStep { b, c, abar, before, dt: dt[t], du: du[t], grad_y: grad_y[t] };
-            let (to_u, to_dt, share_b, share_c) =
-                if first && t == 0 { Self::back::<true>(zero, walk, step) } else { Self::back::<false>(zero, walk, step) };
-            sum_u[t] = sum_u[t] + to_u;
-            sum_dt[t] = sum_dt[t] + to_u.mul_add(u[t], to_dt);
-            s.grad_b.share(at, &share_b);
-            s.grad_c.share(at, &share_c);
-        }
-    }
-
-    /// One step; its shares of ∂u, ∂Δ', ∂B and ∂C.
-    #[inline(always)]
-    fn back<const FIRST: bool>(zero: V, walk: &mut MambaWalk<V, NB>, step: MambaStep<'_, V>) -> (V, V, [Re<V>; NB], [Re<V>; NB]) {
-        let (mut share_b, mut share_c) = ([Re(zero); NB], [Re(zero); NB]);
-        let (mut to_u, mut to_dt) = (zero, zero);
-        for j in 0..NB {
-            let adjoint = step.grad_y.mul_add(zero.splat(step.c[j]), walk.carry[j]);
-            share_c[j] = Re(step.grad_y * walk.h[j]);
-            share_b[j] = Re(step.du * adjoint);
-            to_u = adjoint.mul_add(zero.splat(step.b[j]), to_u);
-            if FIRST {
-                walk.carry[j] = zero;
-                continue;
-            }
-            walk.carry[j] = step.abar[j] * adjoint;
-            let through = walk.carry[j] * step.before[j];
-            to_dt = through.mul_add(walk.a[j], to_dt);
-            walk.grad_a[j] = through.mul_add(step.dt, walk.grad_a[j]);
-            walk.h[j] = step.before[j];
-        }
-        (to_u, to_dt, share_b, share_c)
-    }
-}
-
 /// A loop over states `n..`, returning how many it took.
 trait Back<X: Number> {
     fn states(zero: X::V, shared: &mut Shared<'_, '_, X>, n: usize) -> usize;
@@ -362,17 +230,35 @@ impl<V: Vector> Back<Re<V>> for Fast {
         let (Rule::Euler, Coef::Varying(b), Coef::Varying(c)) = (shared.inputs.rule, shared.inputs.b, shared.inputs.c) else {
             return <General as Back<Re<V>>>::states(zero, shared, n);
         };
-        let from = Varying { b: b.re, c: c.re };
+        let (b, c) = (b.re, c.re);
         let size = group(BACK, shared.inputs.dstate - n);
         match (size, shared.inputs.small) {
-            (4, true) => zero.outline(Mamba::<V, 4, true> { shared, from, n }),
-            (4, false) => zero.outline(Mamba::<V, 4, false> { shared, from, n }),
-            (2, true) => zero.outline(Mamba::<V, 2, true> { shared, from, n }),
-            (2, false) => zero.outline(Mamba::<V, 2, false> { shared, from, n }),
-            (_, true) => zero.outline(Mamba::<V, 1, true> { shared, from, n }),
-            (_, false) => zero.outline(Mamba::<V, 1, false> { shared, from, n }),
+            (4, true) => zero.outline(Mamba::<V, 4, true> { shared, b, c, n }),
+            (4, false) => zero.outline(Mamba::<V, 4, false> { shared, b, c, n }),
+            (2, true) => zero.outline(Mamba::<V, 2, true> { shared, b, c, n }),
+            (2, false) => zero.outline(Mamba::<V, 2, false> { shared, b, c, n }),
+            (_, true) => zero.outline(Mamba::<V, 1, true> { shared, b, c, n }),
+            (_, false) => zero.outline(Mamba::<V, 1, false> { shared, b, c, n }),
         }
         size
+    }
+}
+
+/// Δ' and Δ'·u of every step, and what [`PerStep`] takes of softplus.
+#[inline(always)]
+fn steps<V: Vector>(zero: V, tile: &SelectiveTile<'_, V::Real>, slope: &mut [V], dt: &mut [V], du: &mut [V]) {
+    let (u, delta) = (rows(zero, tile.u, tile.steps), rows(zero, tile.delta, tile.steps));
+    let bias = tile.delta_bias.map_or(zero, |bias| rows(zero, bias, 1)[0]);
+    if !tile.softplus {
+        return selective_scan::steps(zero, tile, slope, dt, du);
+    }
+    // In two passes, as forward.
+    for (decay, delta) in slope.iter_mut().zip(delta) {
+        *decay = exp_of_negative(-(*delta + bias).abs());
+    }
+    for ((((dt, du), slope), delta), u) in dt.iter_mut().zip(du).zip(slope).zip(delta).zip(u) {
+        (*dt, *slope) = softplus_and_grad(*delta + bias, *slope);
+        *du = *dt * *u;
     }
 }
 
@@ -397,8 +283,8 @@ struct PerStep<'t, 'a, V: Vector> {
     tile: &'t SelectiveTile<'a, V::Real>,
     through_gate: &'t [V],
     grad_y: &'t [V],
-    /// e^−|Δ + bias|.
-    decay: &'t [V],
+    /// softplus'(Δ + bias).
+    slope: &'t [V],
     /// κ·Σ_n Re(C·h).
     y: &'t [V],
     dt: &'t [V],
@@ -413,16 +299,16 @@ impl<V: Vector> Part<V> for PerStep<'_, '_, V> {
     #[inline(always)]
     fn run(self, zero: V) -> (V, V) {
         let tile = self.tile;
-        let (u, delta) = (rows(zero, tile.u, tile.steps), rows(zero, tile.delta, tile.steps));
+        let u = rows(zero, tile.u, tile.steps);
         let row = |operand: Option<_>| operand.map_or(zero, |x| rows(zero, x, 1)[0]);
-        let (skip, bias) = (row(tile.d), row(tile.delta_bias));
+        let skip = row(tile.d);
         let (mut grad_d, mut grad_bias) = (zero, zero);
         for t in 0..tile.steps {
             grad_d = self.grad_y[t].mul_add(u[t], grad_d);
             let through_skip = if tile.d.is_some() { skip * self.grad_y[t] } else { zero };
             self.grad_u[t] = self.dt[t].mul_add(self.grad_u[t], through_skip);
             if tile.softplus {
-                self.grad_delta[t] = self.grad_delta[t] * sigmoid_of(delta[t] + bias, self.decay[t]);
+                self.grad_delta[t] = self.grad_delta[t] * self.slope[t];
             }
             grad_bias = grad_bias + self.grad_delta[t];
         }
@@ -451,9 +337,9 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     assert!((1..=TILE).contains(&count) && dstate > 0, "a tile of {count} steps and {dstate} states");
     assert!(tile.z.is_some() == args.grad_z.is_some() && tile.d.is_some() == args.grad_d.is_some());
     let mut scratch = rows_mut(zero, args.scratch, (6 + 6 * BACK) * (TILE + 1));
-    let [dt, du, y, grad_y, decay, through_gate] = core::array::from_fn(|_| cut(&mut scratch, count));
+    let [dt, du, y, grad_y, slope, through_gate] = core::array::from_fn(|_| cut(&mut scratch, count));
     let [abar_re, abar_im, gamma_re, gamma_im, h_re, h_im] = core::array::from_fn(|_| cut(&mut scratch, (count + 1) * BACK));
-    steps(zero, &tile, decay, dt, du);
+    steps(zero, &tile, slope, dt, du);
     let grad_out = rows(zero, args.grad_out, count);
     output_gradients(zero, &tile, grad_out, grad_y, through_gate);
     let (grad_u, grad_delta) = (rows_mut(zero, args.grad_u, count), rows_mut(zero, args.grad_delta, count));
@@ -502,7 +388,7 @@ fn run<X: Number, W: Back<X>>(zero: X::V, args: SelectiveBwd<'_, Real<X>>) {
     }
     let grad_z = args.grad_z.map(|grad| rows_mut(zero, grad, count));
     let (grad_d, grad_bias) =
-        zero.outline(PerStep { tile: &tile, through_gate, grad_y, decay, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
+        zero.outline(PerStep { tile: &tile, through_gate, grad_y, slope, y, dt, grad_u: sum_u, grad_delta: sum_dt, grad_z });
     if let Some(to) = args.grad_d {
         rows_mut(zero, to, 1)[0] = grad_d;
     }

@@ -16,13 +16,6 @@ pub fn sigmoid_both<V: Vector>(x: V) -> (V, V) {
     (V::select(negative, small, big), V::select(negative, big, small))
 }
 
-/// sigmoid(x) from e^−|x|.
-#[inline(always)]
-pub fn sigmoid_of<V: Vector>(x: V, decay: V) -> V {
-    let one = x.splat(V::Real::ONE);
-    V::select(x.lt(x.splat(V::Real::ZERO)), decay, one) / (one + decay)
-}
-
 /// sigmoid(x) = 1/(1 + e^−x), the derivative of softplus.
 #[inline(always)]
 pub fn sigmoid<V: Vector>(x: V) -> V {

@@ -5,12 +5,11 @@ use crate::arch::generic::tables::Tables;
 use crate::arch::generic::vector::Vector;
 use crate::element::Weight;
 
-/// x − ln(1 + x) for 0 ≤ x ≤ 1.
+/// x − ln(1 + x) for 0 ≤ x ≤ 1, from x and s = x/(2 + x).
 ///
-/// With s = x/(2 + x), ln(1 + x) = 2·atanh(s) = x − (x²/2 − s·(x²/2 + R)), R = 2·atanh(s)/s − 2: what is rounded is small beside x.
+/// ln(1 + x) = 2·atanh(s) = x − (x²/2 − s·(x²/2 + R)), R = 2·atanh(s)/s − 2: what is rounded is small beside x.
 #[inline(always)]
-fn less<V: Vector>(x: V) -> V {
-    let s = x / (x + x.splat(V::Real::TWO));
+fn less<V: Vector>(x: V, s: V) -> V {
     let s2 = s * s;
     let half_square = x * x * x.splat(V::Real::HALF);
     let rest = V::Real::ln_1p_tail(s2).mul_add(s2, half_square);
@@ -20,17 +19,33 @@ fn less<V: Vector>(x: V) -> V {
 /// ln(1 + x) for 0 ≤ x ≤ 1, to full relative accuracy.
 #[inline(always)]
 pub fn ln_1p_unit<V: Vector>(x: V) -> V {
-    x - less(x)
+    x - less(x, x / (x + x.splat(V::Real::TWO)))
 }
 
-/// softplus(x) = max(x, 0) + ln(1 + e^−|x|), where `decay` is e^−|x|: no overflow, no lost tail for x ≪ 0, NaN passes. What the
-/// logarithm's last subtraction rounds away goes to the smaller summand.
+/// softplus(x) = max(x, 0) + ln(1 + e^−|x|), where `decay` is e^−|x| and s = decay/(2 + decay): no overflow, no lost tail for x ≪ 0, NaN
+/// passes. What the logarithm's last subtraction rounds away goes to the smaller summand.
 #[inline(always)]
-pub fn softplus_of<V: Vector>(x: V, decay: V) -> V {
-    let less = less(decay);
+fn softplus_from<V: Vector>(x: V, decay: V, s: V) -> V {
+    let less = less(decay, s);
     let log = decay - less;
     let lost = (decay - log) - less;
     (x.at_least(x.splat(V::Real::ZERO)) + lost) + log
+}
+
+/// softplus(x) from x and e^−|x|.
+#[inline(always)]
+pub fn softplus_of<V: Vector>(x: V, decay: V) -> V {
+    softplus_from(x, decay, decay / (decay + x.splat(V::Real::TWO)))
+}
+
+/// softplus(x) and its slope, sigmoid(x), from e^−|x|: one division for both.
+#[inline(always)]
+pub fn softplus_and_grad<V: Vector>(x: V, decay: V) -> (V, V) {
+    let (zero, one) = (x.splat(V::Real::ZERO), x.splat(V::Real::ONE));
+    let (plus_one, plus_two) = (decay + one, decay + x.splat(V::Real::TWO));
+    let inverse = one / (plus_one * plus_two);
+    let value = softplus_from(x, decay, decay * (inverse * plus_one));
+    (value, V::select(x.lt(zero), decay, one) * (inverse * plus_two))
 }
 
 /// softplus(x).
@@ -58,6 +73,22 @@ mod tests {
         fn call<V: Vector>(x: V) -> V {
             softplus(x)
         }
+    }
+
+    struct Both<const SLOPE: bool>;
+    impl<const SLOPE: bool> Function for Both<SLOPE> {
+        #[inline(always)]
+        fn call<V: Vector>(x: V) -> V {
+            let (value, slope) = softplus_and_grad(x, exp_of_negative(-x.abs()));
+            if SLOPE { slope } else { value }
+        }
+    }
+
+    #[test]
+    fn both_are_accurate() {
+        let x = sweep(-86.0, 120.0, 200_000);
+        check::<Both<false>>(&x, [2.5, 4.0], reference);
+        check::<Both<true>>(&x, [4.0, 5.0], |x| if x < 0.0 { x.exp() / (1.0 + x.exp()) } else { 1.0 / (1.0 + (-x).exp()) });
     }
 
     #[test]

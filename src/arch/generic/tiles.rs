@@ -43,7 +43,7 @@ pub enum Coefficient<'a, R> {
 /// The gradient of a [`Coefficient`], of the same kind and shape.
 #[derive(Debug)]
 pub enum CoefficientMut<'a, R> {
-    /// `[t][n]`, summed over the block's channels. Needs no alignment.
+    /// `[t][n]`: the sum over the block's channels is added to what is there. Needs no alignment.
     Varying(PlanesMut<'a, R>),
     /// `[n][w]`, summed over the tile's steps.
     Constant(PlanesMut<'a, R>),
@@ -106,8 +106,9 @@ pub const fn fwd_scratch(lanes: usize) -> usize {
     4 * TILE * lanes
 }
 
-/// One tile of the selective scan, backward. Every gradient is overwritten with this tile's share: the driver adds the shares
-/// of tiles and blocks (in f64, so that the error does not grow with their number). Only `carry` goes from tile to tile.
+/// One tile of the selective scan, backward. Every gradient is overwritten with this tile's share, but those of varying B and C,
+/// to which a block's share is added: the driver adds the shares of tiles and of many blocks (in f64, so that the error does not
+/// grow with their number). Only `carry` goes from tile to tile.
 ///
 /// Padded lanes must be zero in `grad_out` and `carry` too; they then contribute nothing.
 #[derive(Debug)]

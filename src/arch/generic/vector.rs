@@ -30,6 +30,8 @@ pub unsafe trait Vector:
     const LANES: usize;
     /// How many states of a scan stay in registers at most.
     const STATES: usize;
+    /// Whether lines that are wanted only after thousands of cycles are asked for into the nearest cache too.
+    const NEAR: bool = true;
 
     /// Runs `part` in a function of its own that has the target features.
     ///

@@ -47,6 +47,8 @@ macro_rules! vector {
             type Mask = $mask;
             const LANES: usize = $lanes;
             const STATES: usize = 16;
+            // Requests into the first cache take the few buffers that its own misses wait for.
+            const NEAR: bool = false;
 
             #[inline]
             unsafe fn enter<P: Part<Self>>(part: P) -> P::Out {
