@@ -35,7 +35,10 @@ fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem, input: usiz
     let blocks = problem.dim.div_ceil(lanes).div_ceil(BWD_SLICES);
     let part = blocks * lanes;
     let all = problem.dim.div_ceil(part);
-    let parts = bwd_slices::<R>(all.saturating_mul(problem.states.max(1)), part, cpu.par.workers()).min(all);
+    // No slice has channels of two groups.
+    let groups = problem.groups_b.unwrap_or(1).max(problem.groups_c.unwrap_or(1)).max(1);
+    let most = (problem.dim / groups).div_ceil(part);
+    let parts = bwd_slices::<R>(all.saturating_mul(problem.states.max(1)), part, cpu.par.workers()).min(most);
     let extent = Extent::new::<R, W>(cpu.kernels, problem, blocks * parts, input);
     Sizes { extent, shape: shape(problem, part * parts), rows: Rows::new(problem, extent.planes()), part, parts }
 }

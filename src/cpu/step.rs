@@ -36,15 +36,17 @@ fn sizes<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> (Extent,
     (Extent::new::<R, W>(cpu.kernels, problem, blocks, 1).in_one_strip(), shape)
 }
 
-fn task_bytes<R>(extent: Extent) -> usize {
-    let tiles =
-        extent.staged_bytes::<R>() + extent.states_bytes::<R>() + extent.steps_bytes::<R>() + bytes_of::<R>(fwd_scratch(extent.lanes));
-    tiles.max(row_bytes::<R>(extent))
+fn task_bytes<R, W: Weight>(problem: &SelectiveProblem, extent: Extent) -> usize {
+    if is_mambas(problem, W::COMPLEX) {
+        return row_bytes::<R>(extent);
+    }
+    extent.staged_bytes::<R>() + extent.states_bytes::<R>() + extent.steps_bytes::<R>() + bytes_of::<R>(fwd_scratch(extent.lanes))
 }
 
 pub(super) fn workspace<R: Lanes, W: Weight>(cpu: &Cpu, problem: &SelectiveProblem) -> usize {
     let (extent, shape) = sizes::<R, W>(cpu, problem);
-    shape.bytes(cpu.par).saturating_add(cpu.par.scratch_bytes(task_bytes::<R>(extent))).saturating_add(ALIGN)
+    let scratch = par(cpu, problem).scratch_bytes(task_bytes::<R, W>(problem, extent));
+    shape.bytes(cpu.par).saturating_add(scratch).saturating_add(ALIGN)
 }
 
 pub(super) fn run<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>, R: Lanes>(
@@ -63,7 +65,7 @@ pub(super) fn run<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>, R
     let out = row_mut(args.out).tiles(Cut::Whole, grid.channels_cut());
     let slots = args.slots;
     let par = par(cpu, &problem);
-    par.run(0, grid.tasks(), (state, out), &mut ws, task_bytes::<R>(extent), |i, (mut state, mut out), ws| {
+    par.run(0, grid.tasks(), (state, out), &mut ws, task_bytes::<R, W>(&problem, extent), |i, (mut state, mut out), ws| {
         let rows = if is_mambas(&problem, W::COMPLEX) { rows_of_blocks } else { rows };
         rows(&inputs, grid.task(i).channels, slots, &mut state, &mut out, ws);
     })

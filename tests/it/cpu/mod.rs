@@ -34,7 +34,9 @@ fn check(case: &Case) {
 
 #[test]
 fn sizes_agree_with_the_specification() {
-    for (dims, dstate) in [([2, 1, 5], 1), ([1, 63, 17], 3), ([2, 64, 33], 16), ([1, 65, 16], 17), ([3, 130, 7], 64), ([1, 5, 40], 100)] {
+    for (dims, dstate) in
+        [([2, 1, 5], 1), ([1, 63, 17], 3), ([2, 64, 33], 16), ([1, 65, 16], 17), ([3, 130, 7], 64), ([1, 5, 40], 100), ([1, 3, 2100], 2)]
+    {
         check(&Case::full(dims, dstate));
         check(&Case::bare(dims, dstate));
     }

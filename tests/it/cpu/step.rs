@@ -33,7 +33,7 @@ fn coefficient<'a, I: Input, W: Weight<Real = I::Accum>>(
     }
 }
 
-/// Every position as a step; out (L, B, D) and the last states as f64. Row b has slot `slots[b]` of `state`.
+/// Every position as a step; out (L, B, D) and the last states as f64. Row b has slot `slots[b]` of `state`, which is (slots, D, N).
 fn steps<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>>(
     engine: &impl SelectiveScan<Memory = Host>,
     of: &Operands<I, W>,
@@ -41,8 +41,18 @@ fn steps<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>>(
     state: &mut [S],
     count: usize,
 ) -> Vec<f64> {
+    let [dim, n] = of.inputs().A.dims();
+    steps_on(engine, of, slots, ViewMut::new(state, [count, dim, n]))
+}
+
+/// The same on states that lie in any way.
+fn steps_on<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>>(
+    engine: &impl SelectiveScan<Memory = Host>,
+    of: &Operands<I, W>,
+    slots: Option<&[i32]>,
+    mut state: ViewMut<'_, S, 3>,
+) -> Vec<f64> {
     let inputs = of.inputs();
-    let [dim, n] = inputs.A.dims();
     let mut outs = vec![];
     for t in 0..inputs.u.dims()[1] {
         let ((u, dims), (delta, _), (z, _)) = (at(inputs.u, t), at(inputs.delta, t), at(of.z.view(), t));
@@ -56,7 +66,7 @@ fn steps<I: Input, W: Weight<Real = I::Accum>, S: Element<Arith = W>>(
             D: inputs.D,
             z: inputs.z.map(|_| View::new(&z, dims)),
             delta_bias: inputs.delta_bias,
-            state: ViewMut::new(state, [count, dim, n]),
+            state: state.reborrow(),
             slots: slots.map(|s| View::new(s, [s.len()])),
             out: ViewMut::new(&mut out, dims),
             options: inputs.options,
@@ -99,6 +109,26 @@ fn steps_have_the_bits_of_forward() {
             have_the_bits_of_forward::<f64, f64>(&cpu, &Case { z: false, d: false, bias: false, ..case.clone() });
         }
     }
+    // As many states as fill vectors, and channels beside whole ones.
+    for cpu in engines() {
+        have_the_bits_of_forward::<f32, f32>(&cpu, &Case { groups: [Some(1), Some(1)], ..Case::full([2, 3, 70], 16) });
+    }
+}
+
+#[test]
+fn states_with_channels_side_by_side_give_the_same_bits() {
+    let (case, [dim, n]) = (Case { groups: [Some(1), Some(1)], ..Case::full([2, 3, 70], 16) }, [70, 16]);
+    for cpu in engines() {
+        let of = Operands::<f32, f32>::new::<f32, f32>(&case);
+        let mut plain: Vec<f32> = stored(of.initial.view());
+        // (B, N, D).
+        let from = |i: usize| i / (n * dim) * n * dim + i % dim * n + i / dim % n;
+        let mut turned: Vec<f32> = (0..plain.len()).map(|i| plain[from(i)]).collect();
+        let want = steps(&cpu, &of, None, &mut plain, 2);
+        let got = steps_on(&cpu, &of, None, ViewMut::new(&mut turned, [2, n, dim]).permute([0, 2, 1]));
+        assert_eq!(got, want, "{}", cpu.isa().name());
+        assert!((0..plain.len()).all(|i| turned[i] == plain[from(i)]), "{}", cpu.isa().name());
+    }
 }
 
 #[test]
@@ -124,10 +154,15 @@ fn slots_are_found_and_negative_ones_are_left_alone() {
 
 #[test]
 fn a_16_bit_state_is_rounded_once_a_step() {
-    let case = Case::full([2, 1, 19], 6);
-    let single = Operands::<f32, f32>::new::<half::f16, f32>(&case);
+    rounds_once(&Case::full([2, 1, 19], 6));
+    // A turned by squares, as the states are not used where they lie.
+    rounds_once(&Case { groups: [Some(1), Some(1)], ..Case::full([2, 1, 64], 16) });
+}
+
+fn rounds_once(case: &Case) {
+    let single = Operands::<f32, f32>::new::<half::f16, f32>(case);
     let start: Vec<half::f16> = stored(single.initial.view());
-    let double = Operands::<f64, f64>::new::<half::f16, f32>(&case);
+    let double = Operands::<f64, f64>::new::<half::f16, f32>(case);
     let mut want: Vec<f64> = start.iter().map(|x| x.to_f64()).collect();
     steps(&Naive, &double, None, &mut want, 2);
     for cpu in engines() {
