@@ -210,7 +210,8 @@ pub trait SelectiveScan: Scan {
         ws: &mut Workspace<'_, Self::Memory>,
     ) -> Result<(), Error>;
 
-    /// Bytes of workspace that `selective_scan_bwd` takes.
+    /// Bytes of workspace that `selective_scan_bwd` takes. On the host they depend on how many threads there are, as those of the forward scan do: ask
+    /// in the thread pool of the call.
     fn selective_scan_bwd_workspace<I: Input, W: Weight<Real = I::Accum>>(&self, problem: &SelectiveProblem) -> usize;
 
     /// The backward scan: states are kept at chunk boundaries and recomputed between them.

@@ -6,7 +6,10 @@
 /// `unrolled!(j < COUNT { … })` is a loop over j for a constant COUNT of at most 16, written out: the compiler leaves loops of so
 /// many long bodies as they are, and what they index then stays in memory instead of registers.
 macro_rules! unrolled {
-    ($j:ident < $count:ident $body:block) => { unrolled!(@ $j $count $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) };
+    ($j:ident < $count:ident $body:block) => {
+        const { assert!($count <= 16) };
+        unrolled!(@ $j $count $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
     (@ $j:ident $count:ident $body:block $($k:literal)*) => {
         $(if $k < $count {
             let $j = $k;
