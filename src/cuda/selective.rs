@@ -67,7 +67,7 @@ impl SelectiveScan for Cuda {
         match saved_at(&saved.as_view(), selective_scan_bwd::saved::<I, W>(self, &problem))? {
             None => selective_scan_fwd::forward(self, args, ws),
             Some(address) if selective_scan_fwd::keeps::<I, W>(&problem, &inputs.sequences) => {
-                selective_scan_fwd::keeping(self, args, address, ws)
+                selective_scan_fwd::keeping(self, args, &problem, address, ws)
             }
             Some(address) => {
                 selective_scan_fwd::forward(self, args, ws)?;

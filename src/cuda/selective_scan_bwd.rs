@@ -35,6 +35,8 @@ use kernels::{
 
 /// Bytes that the shares of ∂B and ∂C may take, unless a single item takes more.
 const SHARES: usize = 256 << 20;
+/// Steps between states that are kept, by the forward scan too.
+pub(super) const KEPT: usize = Tiles::STEPS;
 /// Bytes of an item's description, and of a sequence's.
 const ITEM: usize = 32;
 const RANGE: usize = 16;
@@ -214,7 +216,7 @@ impl Room {
 /// States of a row before tiles where the forward scan has kept them; 0 where [`save`] has.
 fn kept_row<I: Input, W: Weight<Real = I::Accum>>(args: &SelectiveBwd<'_, I, W, Device>, shape: &Shape) -> i64 {
     let forward = shape.tiles && selective_scan_fwd::keeps::<I, W>(&shape.problem, &args.inputs.sequences);
-    if forward { shape.problem.seqlen.div_ceil(Tiles::STEPS) as i64 } else { 0 }
+    if forward { shape.problem.seqlen.div_ceil(KEPT) as i64 } else { 0 }
 }
 
 /// The backward scan; `saved` is what the forward scan has kept, or [`save`] has written, for the same inputs.

@@ -11,6 +11,7 @@ use super::chunks::{
 use super::expression::Vars;
 use super::launch::{Grid, Kernel};
 use super::params::{STORAGE, optional_mut, storage, strided_mut};
+use super::selective_scan_bwd::KEPT;
 use super::template::{Template, template};
 use crate::buffer::Workspace;
 use crate::element::{Dtype, Input, Weight};
@@ -325,15 +326,15 @@ pub(super) fn forward<I: Input, W: Weight<Real = I::Accum>>(
     run(engine, args, &problem, ws, None)
 }
 
-/// The forward scan that also keeps the states before every 16 steps of whole rows, from slot b·⌈L/16⌉ on, as [`Cuda::selective_scan_fwd_with_states`] does.
+/// The forward scan that also keeps the states of whole rows for backward tiles, as [`Cuda::selective_scan_fwd_with_states`] does.
 pub(super) fn keeping<I: Input, W: Weight<Real = I::Accum>>(
     engine: &Cuda,
     args: SelectiveFwd<'_, I, W, Device>,
+    problem: &SelectiveProblem,
     address: i64,
     ws: &mut Workspace<'_, Device>,
 ) -> Result<(), Error> {
-    let problem = args.check()?;
-    run(engine, args, &problem, ws, Some(Saved { address, row: problem.seqlen.div_ceil(16), log: 4 }))
+    run(engine, args, problem, ws, Some(Saved { address, row: problem.seqlen.div_ceil(KEPT), log: KEPT.ilog2() }))
 }
 
 /// Whether [`keeping`] can do so: where tiles walk.
